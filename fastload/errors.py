@@ -1,0 +1,48 @@
+"""Every exception that fastload raises on purpose.
+
+    FastloadError
+    ├── StoreError            a store can't be opened or read
+    │   ├── StoreFormatError  it is no store, is cut short, or is of a newer format
+    │   └── ChecksumError     bytes in it are not the bytes that were written (also a DecodeError's cause)
+    ├── SourceError           what should be packed can't be: nothing there, a list that makes no sense
+    ├── PackError             the store can't be written: it exists, no space, another pack is running
+    ├── DecodeError           one image can't be decoded
+    └── TooManyFailures       more samples failed than `max_failures` allows
+
+A message says what was got, what is allowed and what to do next, and names the file, index or line. Wrong arguments
+raise the built-in `ValueError` and `TypeError`, as they do in torch.
+"""
+
+from __future__ import annotations
+
+
+class FastloadError(Exception):
+    """The base of all the errors here."""
+
+
+class StoreError(FastloadError):
+    """A store can't be opened or read."""
+
+
+class StoreFormatError(StoreError):
+    """The file is no fastload store, is cut short, or is of a newer format version."""
+
+
+class ChecksumError(StoreError):
+    """Bytes of a store differ from what was written."""
+
+
+class SourceError(FastloadError):
+    """The source of a pack is missing, empty or contradictory."""
+
+
+class PackError(FastloadError):
+    """A store can't be written."""
+
+
+class DecodeError(FastloadError):
+    """An image can't be decoded."""
+
+
+class TooManyFailures(FastloadError):  # noqa: N818 - reads as the sentence that it is
+    """More samples failed than `max_failures` allows."""
