@@ -1,0 +1,191 @@
+"""JPEG in and out, by libjpeg-turbo. No other module touches the codec.
+
+Two backends give the same pixels: simplejpeg (the default: its wheels carry libjpeg-turbo 3, about 12 us of overhead
+per call) and PyTurboJPEG (about 50 us), which uses the system's libturbojpeg. The environment variable
+`FASTLOAD_JPEG_BACKEND=simplejpeg|turbojpeg` chooses. Both decode without the GIL.
+
+Decoding means libjpeg's accurate integer DCT and smooth chroma upsampling, always: what Pillow gives, bit for bit.
+CMYK and YCCK files are not decoded here (`header` says so); OpenCV reads them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DecodeError
+
+Pixels = npt.NDArray[np.uint8]
+"""uint8, height x width x 3, RGB."""
+
+
+class Header(NamedTuple):
+    """What a JPEG says of itself: its size in pixels and its colour space (YCbCr, RGB, Gray, CMYK or YCCK)."""
+
+    height: int
+    width: int
+    colorspace: str
+
+
+class Backend(Protocol):
+    """What a JPEG library has to do for us."""
+
+    def decode(self, data: bytes | memoryview, out: Pixels, lenient: bool) -> None:
+        """Decode to RGB into `out`, an array of the picture's exact shape; raise ValueError or OSError if that fails.
+
+        lenient: carry on after libjpeg's warnings instead of failing.
+        """
+
+
+class _SimpleJpeg:
+    def __init__(self) -> None:
+        import simplejpeg
+
+        self._decode = simplejpeg.decode_jpeg
+
+    def decode(self, data: bytes | memoryview, out: Pixels, lenient: bool) -> None:
+        decoded = self._decode(data, "RGB", False, False, 0, 0, 1, out, not lenient)
+        if decoded.shape != out.shape:
+            raise ValueError(f"the JPEG holds {decoded.shape[:2]} pixels, {out.shape[:2]} were expected")
+
+
+class _TurboJpeg:
+    """PyTurboJPEG 1.x needs libjpeg-turbo 2, 2.x needs 3.
+
+    It always decodes leniently (a warning of libjpeg becomes one of Python's): its strict mode differs between
+    versions, and the bytes of a store are checksummed and were judged by simplejpeg when they were packed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import turbojpeg
+        except ImportError as error:
+            raise ImportError(
+                'FASTLOAD_JPEG_BACKEND=turbojpeg needs PyTurboJPEG: pip install "fastload[turbojpeg]"'
+            ) from error
+        try:
+            self._library = turbojpeg.TurboJPEG()
+        except (RuntimeError, OSError) as error:
+            raise ImportError(
+                f"PyTurboJPEG is installed, but its library did not load: {error}. Install it (Debian and Ubuntu: "
+                "apt-get install libturbojpeg0; macOS: brew install jpeg-turbo), or unset FASTLOAD_JPEG_BACKEND"
+            ) from error
+        self._rgb = turbojpeg.TJPF_RGB
+
+    def decode(self, data: bytes | memoryview, out: Pixels, lenient: bool) -> None:
+        if self._library.decode(data, pixel_format=self._rgb, dst=out) is not out:
+            raise ValueError(f"the JPEG does not hold the {out.shape[:2]} pixels that were expected")
+
+
+_BACKENDS: dict[str, type[Backend]] = {"simplejpeg": _SimpleJpeg, "turbojpeg": _TurboJpeg}
+
+
+@functools.cache
+def backend() -> Backend:
+    """The backend that `FASTLOAD_JPEG_BACKEND` names, simplejpeg by default; loaded once per process.
+
+    Raises:
+        ValueError: the variable names no backend.
+        ImportError: its package or its library is missing.
+    """
+    name = os.environ.get("FASTLOAD_JPEG_BACKEND", "simplejpeg")
+    if name not in _BACKENDS:
+        raise ValueError(f"FASTLOAD_JPEG_BACKEND is {name!r}; it may be {' or '.join(_BACKENDS)}")
+    return _BACKENDS[name]()
+
+
+def decode(data: bytes | memoryview, out: Pixels, *, lenient: bool = False) -> None:
+    """Decode a JPEG to RGB.
+
+    data: the whole file. out: C-contiguous uint8 array of the picture's exact shape (height, width, 3).
+    lenient: accept what libjpeg warns about (`check` says which files need it).
+
+    Raises:
+        DecodeError: the bytes are damaged, or hold a picture of another size.
+    """
+    try:
+        backend().decode(data, out, lenient)
+    except (ValueError, OSError) as error:
+        raise DecodeError(f"JPEG: {error}") from error
+
+
+def header(data: bytes | memoryview) -> Header:
+    """Read size and colour space without decoding; `DecodeError` if the bytes are no JPEG that libjpeg-turbo knows."""
+    import simplejpeg
+
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError as error:
+        raise DecodeError(f"JPEG: {error}") from error
+    return Header(height, width, colorspace)
+
+
+def check(data: bytes) -> bool:
+    """Read every entropy-coded bit of a JPEG and say whether the picture is whole.
+
+    The decode is at 1/8 of the size, which costs two thirds of a full one. Damage inside the entropy-coded bits that
+    libjpeg can't notice (it resynchronises by luck, in about half of all cases) passes.
+
+    Returns:
+        True if only a lenient decoder accepts the file because of a harmless remark about its header, such as bytes
+        between two segments.
+
+    Raises:
+        DecodeError: the file is damaged or cut short.
+    """
+    import simplejpeg
+
+    try:
+        simplejpeg.decode_jpeg(data, min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:
+        if not _only_header_remarks(data, str(error)):
+            raise DecodeError(f"JPEG: {error}") from error
+    else:
+        return False
+    _check_length(data)
+    return True
+
+
+def _only_header_remarks(data: bytes, remark: str) -> bool:
+    """Whether libjpeg's first remark is about the header: the same words about the entropy-coded bits mean damage."""
+    import simplejpeg
+
+    if "Invalid SOS parameters for sequential JPEG" in remark:
+        return True
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return "extraneous bytes before marker" in remark
+    return False
+
+
+def _check_length(data: bytes) -> None:
+    """Raise DecodeError if Pillow finds the file cut short: a strict decode stops at the first remark of libjpeg."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DecodeError(f"JPEG: {error}") from error
+
+
+def encode(pixels: Pixels, quality: int) -> bytes:
+    """Encode uint8 RGB pixels (height, width, 3) as a baseline JPEG with 4:2:0 chroma.
+
+    quality: 1 to 100.
+    """
+    import simplejpeg
+
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality is {quality}; it may be 1 to 100")
+    encoded: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return encoded

@@ -1,0 +1,410 @@
+"""Packing: sources become a store. Each file is read, judged and perhaps re-encoded by a thread; one thread writes.
+
+A file's bytes are kept as they are unless a smaller side, a quality or an encoding is asked for. Before it is kept an
+image is decoded (JPEGs at 1/8 of their size, which reads every bit), so damage is found now, not in the middle of a
+training run. What can't be packed is left out with its reason, and everything else is packed.
+
+The final name appears when the store is complete. An interrupted pack leaves `NAME.partial`; the same command goes on
+from it, and any other source or option starts over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import cv2
+import filelock
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from . import decode, geometry, jpeg, record
+from .doctor import usable_cores
+from .errors import DecodeError, FastloadError, PackError, SourceError
+from .geometry import Plan, Size
+from .jpeg import Pixels
+from .sources import Format, Item, Source, open_source
+from .store import ColumnSpec, Store, StoreWriter
+from .workers import OrderedMap
+
+Encode = Literal["keep", "jpeg", "raw"]
+Exif = Literal["apply", "ignore"]
+
+MAX_PIXELS = 1 << 28
+_DEFAULT_QUALITY = 95
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a pack did: samples and classes in the store, files left out, bytes of the store, seconds, remarks."""
+
+    samples: int
+    classes: int
+    quarantined: int
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are packed; see `pack`."""
+
+    short_side: int | None = None
+    max_side: int | None = None
+    quality: int | None = None
+    encode: Encode = "keep"
+    exif: Exif = "apply"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "max_side", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}; it may be 1 to 100")
+        if self.encode not in get_args(Encode) or self.exif not in get_args(Exif):
+            raise ValueError(
+                f"encode is {self.encode!r}, exif is {self.exif!r}; encode may be {', '.join(get_args(Encode))}, "
+                f"exif {' or '.join(get_args(Exif))}"
+            )
+        if self.quality is not None and self.encode == "raw":
+            raise ValueError("a quality goes with JPEG; raw images are kept exactly")
+
+    def target_size(self, size: Size) -> Size:
+        """(height, width) that an upright image of `size` is stored with; images are never enlarged."""
+        if self.short_side is not None and min(size) > self.short_side:
+            size = geometry.short_side_size(size, self.short_side)
+        if self.max_side is not None and max(size) > self.max_side:
+            height, width = size
+            longest = max(size)
+            size = (max(1, height * self.max_side // longest), max(1, width * self.max_side // longest))
+        return size
+
+
+class _Prepared(NamedTuple):
+    """An item that is ready to be written: its image field, upright size and, if it goes to a column, its pixels."""
+
+    item: Item
+    field: record.Field
+    size: Size
+
+
+class _LeftOut(NamedTuple):
+    item: Item
+    reason: str
+
+
+class _Facts(NamedTuple):
+    """What an image file says of itself."""
+
+    is_jpeg: bool
+    size: Size
+    orientation: int
+
+
+def pack(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    format: Format = "auto",
+    root: str | os.PathLike[str] | None = None,
+    short_side: int | None = None,
+    max_side: int | None = None,
+    quality: int | None = None,
+    encode: Encode = "keep",
+    exif: Exif = "apply",
+    max_pixels: int = MAX_PIXELS,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackReport:
+    """Pack images and labels into one store.
+
+    source: class folders, a folder without labels, or a label list (`sources.open_source` says how they are told
+        apart; `format` insists). destination: the store's file name.
+    root: where the names of a list start; its own folder by default.
+    short_side, max_side: shrink images whose shorter or longer side is larger, in pixels; never enlarges.
+    quality: re-encode every image as a JPEG of this quality, 1 to 100; 95 for images that are shrunk.
+    encode: "keep" bytes as they are where possible, make everything "jpeg", or store "raw" pixels (uint8 RGB); raw
+        images of one size become a column, whose batches are a single gather.
+    exif: "apply" an image's EXIF orientation when it is decoded, or "ignore" it.
+    max_pixels: images with more pixels are left out. workers: threads, all usable cores by default.
+    overwrite: replace an existing store when the new one is complete.
+    progress: called with (items done, items in all).
+
+    Raises:
+        ValueError: an option makes no sense.
+        SourceError: the source is missing or empty, or nothing in it is an image.
+        FileExistsError, FileNotFoundError: `destination` exists, or its folder doesn't.
+        PackError: the store can't be written, or another pack is writing it.
+
+    Example:
+        >>> fastload.pack("images/", "db.lmdb", short_side=256)
+    """
+    started = time.perf_counter()
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; packing takes at least 1 thread")
+    options = Options(short_side, max_side, quality, encode, exif, max_pixels)
+    final = os.path.abspath(destination)
+    _check_destination(final, overwrite)
+    listed = open_source(source, format, root)
+    ours = {final, f"{final}.partial", f"{final}.partial.lock"}
+    listed = listed._replace(items=[item for item in listed.items if os.path.abspath(item.path) not in ours])
+    with _only_pack(final), _libraries_for_packing():
+        _write(listed, final, options, workers or usable_cores(), progress)
+    store = Store(final)
+    return PackReport(
+        samples=len(store),
+        classes=_count_classes(store),
+        quarantined=store.manifest["quarantined"],
+        bytes=os.path.getsize(final),
+        seconds=time.perf_counter() - started,
+        notes=tuple(listed.notes),
+    )
+
+
+def _check_destination(final: str, overwrite: bool) -> None:
+    if os.path.isdir(final):
+        raise FileExistsError(f"{final} is a folder; give the store a file name, {os.path.join(final, 'db.lmdb')} say")
+    if os.path.exists(final) and not overwrite:
+        raise FileExistsError(f"{final} exists already; choose another name, or replace it with --overwrite")
+    if not os.path.isdir(os.path.dirname(final)):
+        raise FileNotFoundError(f"the folder {os.path.dirname(final)} does not exist; make it first")
+
+
+@contextlib.contextmanager
+def _only_pack(final: str) -> Iterator[None]:
+    """Hold the right to write `final`; PackError if another process has it."""
+    path = f"{final}.partial.lock"
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise PackError(f"another pack is writing {final} at this moment; let it finish, or stop it") from error
+    except OSError as error:
+        raise PackError(f"{final} can't be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it on release
+            os.unlink(path)
+        lock.release()
+
+
+@contextlib.contextmanager
+def _libraries_for_packing() -> Iterator[None]:
+    """Lift Pillow's own pixel limit (ours is `max_pixels`) and silence OpenCV's log (reasons go to the quarantine)."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+        cv2.utils.logging.setLogLevel(level)
+
+
+def _write(
+    source: Source, final: str, options: Options, threads: int, progress: Callable[[int, int], None] | None
+) -> None:
+    fixed = _common_size(source, options, threads) if options.encode == "raw" else None
+    columns = {
+        "label": ColumnSpec.of("<i8", (source.label_count,) if source.label_count > 1 else ()),
+        "size": ColumnSpec.of("<u4", (2,)),
+        "bytes": ColumnSpec.of("<u8"),
+        "checksum": ColumnSpec.of("<u8"),
+    }
+    if fixed is not None:
+        columns["image"] = ColumnSpec.of("|u1", (*fixed, 3))
+    fingerprint = json.dumps([source.digest(), asdict(options), fixed, version("fastload")])
+    total = len(source.items)
+    with StoreWriter(final, columns, fingerprint) as writer:
+        prepared = OrderedMap(
+            lambda item: _prepare(item, options, fixed),
+            source.items[writer.done :],
+            threads=threads,
+            ahead=(4 if options.encode == "raw" else 32) * threads,  # raw images are large
+            name="fastload-pack",
+        )
+        with contextlib.closing(prepared):
+            for outcome in prepared:
+                if isinstance(outcome, _LeftOut):
+                    writer.leave_out(outcome.item.name, outcome.reason)
+                else:
+                    _add(writer, outcome, columns)
+                writer.advance()
+                if progress is not None:
+                    progress(writer.done, total)
+        if not writer.count:
+            first = writer.first_left_out()
+            writer.discard()
+            raise SourceError(
+                f"none of the {total} files could be packed; the first is {first['name']!r}: {first['reason']}"
+            )
+        writer.finish(_manifest(source, options, fixed))
+
+
+def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec]) -> None:
+    item, field, size = prepared
+    name = record.Field(record.TEXT, item.name.encode("utf-8", "surrogateescape"))
+    labels = item.labels or (-1,)
+    row: dict[str, Any] = {
+        "label": labels if columns["label"].shape else labels[0],
+        "size": size,
+        "bytes": len(field.payload),
+        "checksum": record.checksum(field.payload),
+    }
+    if "image" in columns:
+        row["image"] = np.frombuffer(field.payload, np.uint8).reshape(columns["image"].shape)
+        writer.add([name], row)
+    else:
+        writer.add([field, name], row)
+
+
+def _manifest(source: Source, options: Options, fixed: Size | None) -> dict[str, Any]:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    created = datetime.fromtimestamp(int(epoch) if epoch else time.time(), timezone.utc)
+    return {
+        "fields": [
+            {"name": "image", "kind": "image", "in": "record" if fixed is None else "column"},
+            {"name": "name", "kind": "text", "in": "record"},
+        ],
+        "classes": source.classes,
+        "source": source.format,
+        "options": asdict(options),
+        "created": created.isoformat(timespec="seconds"),
+        "fastload": version("fastload"),
+    }
+
+
+def _count_classes(store: Store) -> int:
+    if store.classes is not None:
+        return len(store.classes)
+    labels = np.unique(np.concatenate([np.unique(chunk) for chunk in store.columns["label"].chunks()]))
+    return int((labels >= 0).sum())
+
+
+def _common_size(source: Source, options: Options, threads: int) -> Size | None:
+    """The (height, width) that all images will be stored with, None if they differ; headers only, damage is skipped."""
+
+    def size_of(item: Item) -> Size | None:
+        try:
+            facts = _identify(_read(item), options)
+        except (OSError, FastloadError):
+            return None
+        return options.target_size(geometry.upright_size(facts.size, facts.orientation))
+
+    common: Size | None = None
+    items = (item for item in source.items if item.problem is None)
+    sizes = OrderedMap(size_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
+    with contextlib.closing(sizes):
+        for size in sizes:
+            if size is not None and common is not None and size != common:
+                return None
+            common = common or size
+    return common
+
+
+def _prepare(item: Item, options: Options, fixed: Size | None) -> _Prepared | _LeftOut:
+    if item.problem is not None:
+        return _LeftOut(item, item.problem)
+    try:
+        data = _read(item)
+        facts = _identify(data, options)
+        field, size = _make_field(data, facts, options)
+        if fixed is not None and size != fixed:
+            raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed}")
+        return _Prepared(item, field, size)
+    except OSError as error:
+        return _LeftOut(item, f"it can't be read: {error.strerror or error}")
+    except (FastloadError, MemoryError) as error:
+        return _LeftOut(item, str(error) or "not enough memory to decode it")
+
+
+def _read(item: Item) -> bytes:
+    status = os.stat(item.path)
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError("it is no regular file")
+    if status.st_size == 0:
+        raise SourceError("the file is empty (0 bytes)")
+    return Path(item.path).read_bytes()
+
+
+def _identify(data: bytes, options: Options) -> _Facts:
+    """Format, size and orientation from the file's header, by Pillow; DecodeError where there is no (whole) image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            is_jpeg = image.format in ("JPEG", "MPO")
+            size = (image.height, image.width)
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1) if options.exif == "apply" else 1
+            if not is_jpeg:
+                image.verify()
+    except UnidentifiedImageError as error:
+        raise DecodeError("not an image, or of a format that isn't known") from error
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+        raise DecodeError(f"damaged: {error}") from error
+    if size[0] * size[1] > options.max_pixels:
+        raise DecodeError(
+            f"{size[1]} x {size[0]} pixels are more than the limit of {options.max_pixels}; --max-pixels raises it"
+        )
+    return _Facts(is_jpeg, size, orientation if orientation in range(1, 9) else 1)
+
+
+def _make_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Field, Size]:
+    """The field to store an image in, and its upright size."""
+    kept = _kept_field(data, facts)
+    size = geometry.upright_size(facts.size, facts.orientation)
+    target = options.target_size(size)
+    keep_bytes = {
+        "keep": options.quality is None,
+        "jpeg": options.quality is None and kept.codec == record.JPEG,
+        "raw": False,
+    }[options.encode]
+    if keep_bytes and target == size:
+        return kept, size
+    pixels = np.empty((*target, 3), np.uint8)
+    plan = Plan.whole(size).resized(target)
+    assert plan is not None
+    decode.render(decode.pixels(kept), facts.orientation, [plan], pixels)
+    return _encoded_field(pixels, options), target
+
+
+def _kept_field(data: bytes, facts: _Facts) -> record.Field:
+    """The file's own bytes as a field, after proving that they decode to the size that the header says."""
+    height, width = facts.size
+    codec, flags = record.ENCODED, 0
+    if facts.is_jpeg and _decodes_as_rgb(data, facts.size):
+        codec, flags = record.JPEG, record.LENIENT if jpeg.check(data) else 0
+    else:
+        decode.decode_other(data, (height, width, 3))
+    return record.Field(codec, data, facts.orientation, 3, flags, width, height)
+
+
+def _decodes_as_rgb(data: bytes, size: Size) -> bool:
+    """Whether libjpeg-turbo turns a JPEG to RGB by itself; CMYK and odd chroma samplings are left to OpenCV."""
+    try:
+        header = jpeg.header(data)
+    except DecodeError:
+        return False
+    return header.colorspace not in ("CMYK", "YCCK") and (header.height, header.width) == size
+
+
+def _encoded_field(pixels: Pixels, options: Options) -> record.Field:
+    height, width = pixels.shape[:2]
+    if options.encode == "raw":
+        return record.Field(record.RAW, pixels.tobytes(), 1, 3, 0, width, height)
+    data = jpeg.encode(pixels, options.quality or _DEFAULT_QUALITY)
+    return record.Field(record.JPEG, data, 1, 3, 0, width, height)

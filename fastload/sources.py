@@ -1,0 +1,241 @@
+"""What can be packed: class folders, folders without labels, label lists. Listing only; no image is opened here.
+
+A `Source` is a list of items in index order: class, then path, for class folders (exactly torchvision's ImageFolder);
+path for a flat folder; line for a list. Every file that is not hidden is an item: what turns out to be no image is
+quarantined by name when it is packed, so nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from .errors import SourceError
+
+Format = Literal["auto", "folders", "flat", "list"]
+
+_JUNK = frozenset(("thumbs.db", "desktop.ini"))
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
+
+
+class Item(NamedTuple):
+    """One file to pack.
+
+    name: relative path with forward slashes, kept in the record. path: where it is read. labels: integers, none where
+    the source has none. problem: why it can't be packed, if that is known already.
+    """
+
+    name: str
+    path: str
+    labels: tuple[int, ...] = ()
+    problem: str | None = None
+
+
+class Source(NamedTuple):
+    """Items in index order, and the names of their classes where labels have names."""
+
+    format: Literal["folders", "flat", "list"]
+    items: list[Item]
+    classes: list[str] | None
+    label_count: int
+    notes: list[str]
+
+    def digest(self) -> str:
+        """A hash of names, labels, sizes and modification times: what tells an unchanged source from another one."""
+        digest = hashlib.blake2b(repr((self.format, self.classes)).encode("utf-8", "surrogatepass"), digest_size=16)
+        for item in self.items:
+            try:
+                status = os.stat(item.path)
+                stamp = (status.st_size, status.st_mtime_ns)
+            except (OSError, ValueError):
+                stamp = (-1, -1)
+            digest.update(repr((item.name, item.labels, stamp)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def open_source(
+    path: str | os.PathLike[str], format: Format = "auto", root: str | os.PathLike[str] | None = None
+) -> Source:
+    """List what is at `path`.
+
+    format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file of
+    `name label [label ...]` lines), or `auto`: a file is a list; a folder with an image at its top is flat; any other
+    folder has classes. root: where a list's relative names start; the list's own folder by default.
+
+    Raises:
+        SourceError: nothing is there, it is empty, or it is not of the format that was asked for.
+    """
+    path = os.fspath(path)
+    if format not in get_args(Format):
+        raise SourceError(f"format is {format!r}; it may be one of {', '.join(get_args(Format))}")
+    if not os.path.exists(path):
+        raise SourceError(f"{path}: no such file or folder; give a folder of images or a list of `name label` lines")
+    is_folder = os.path.isdir(path)
+    if format == "auto":
+        format = ("flat" if _has_image_at_top(path) else "folders") if is_folder else "list"
+    if is_folder == (format == "list"):
+        raise SourceError(
+            f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
+            f"a {'file of `name label` lines' if is_folder else 'folder'}; leave the format out to have it recognised"
+        )
+    if root is not None and format != "list":
+        raise SourceError("a root goes with a list; folders hold their own files")
+    if format == "folders":
+        source = _class_folders(path)
+    elif format == "flat":
+        source = _flat_folder(path)
+    else:
+        source = _label_list(path, os.fspath(root) if root is not None else os.path.dirname(path) or ".")
+    if not source.items:
+        raise SourceError(
+            f"{path}: there is nothing to pack in it; is it the right {'folder' if is_folder else 'file'}?"
+        )
+    return source
+
+
+def _has_image_at_top(folder: str) -> bool:
+    return any(_looks_like_image(entry.path) for entry in os.scandir(folder) if os.path.isfile(entry.path))
+
+
+def _looks_like_image(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(16).startswith(_MAGIC)
+    except OSError:
+        return False
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _JUNK
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """(folder, sorted visible file names) below `folder`, links followed, no folder entered from within itself."""
+    pending: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
+    while pending:
+        current, above = pending.pop()
+        try:
+            entries = list(os.scandir(current))
+        except OSError as error:
+            raise SourceError(f"{current} can't be listed: {error.strerror}; check its permissions") from error
+        files = []
+        for entry in entries:
+            if not _visible(entry.name):
+                continue
+            if os.path.isdir(entry.path):
+                real = os.path.realpath(entry.path)
+                if real not in above:
+                    pending.append((entry.path, (*above, real)))
+            else:
+                files.append(entry.name)
+        yield current, sorted(files)
+
+
+def _files_below(folder: str, root: str) -> list[tuple[str, str]]:
+    """(name relative to root, path) of every file below `folder`, in ImageFolder's order: by folder, then file."""
+    found = []
+    for current, files in sorted(_walk(folder)):
+        prefix = os.path.relpath(current, root).replace(os.sep, "/")
+        found += [(f if prefix == "." else f"{prefix}/{f}", os.path.join(current, f)) for f in files]
+    return found
+
+
+def _class_folders(path: str) -> Source:
+    entries = sorted((e for e in os.scandir(path) if _visible(e.name)), key=lambda e: e.name)
+    classes = [e.name for e in entries if os.path.isdir(e.path)]
+    outside = [e.name for e in entries if not os.path.isdir(e.path)]
+    if not classes:
+        raise SourceError(
+            f"{path} has no images at its top and no sub-folders to be classes; give a folder of images, "
+            "or a folder with one sub-folder per class"
+        )
+    items, notes = [], []
+    for label, name in enumerate(classes):
+        files = _files_below(os.path.join(path, name), path)
+        if not files:
+            notes.append(f"class {name!r} has no files")
+        items += [Item(file, file_path, (label,)) for file, file_path in files]
+    if outside:
+        notes.append(f"{len(outside)} files outside the class folders belong to no class, the first is {outside[0]!r}")
+    return Source("folders", items, classes, 1, notes)
+
+
+def _flat_folder(path: str) -> Source:
+    return Source("flat", [Item(name, file_path) for name, file_path in _files_below(path, path)], None, 0, [])
+
+
+class _Line(NamedTuple):
+    number: int
+    name: str
+    labels: list[str]
+
+
+def _label_list(path: str, root: str) -> Source:
+    lines = list(_read_lines(path, root))
+    if not lines:
+        return Source("list", [], None, 0, [])
+    tokens = [token for line in lines for token in line.labels]
+    numbers = sum(_is_integer(token) for token in tokens)
+    if numbers * 2 >= len(tokens):
+        classes, values = None, {token: int(token) for token in tokens if _is_integer(token)}
+    else:
+        classes = sorted(set(tokens))
+        values = {name: label for label, name in enumerate(classes)}
+    label_count = max(len(line.labels) for line in lines)
+    items = [_list_item(line, root, values, label_count) for line in lines]
+    if all(item.problem for item in items):
+        raise SourceError(
+            f"{path}: none of its {len(items)} lines can be packed; line {lines[0].number}: {items[0].problem}. "
+            "Names are relative to the list's folder, or to --root"
+        )
+    return Source("list", items, classes, label_count, [])
+
+
+def _list_item(line: _Line, root: str, values: dict[str, int], label_count: int) -> Item:
+    path = os.path.join(root, line.name)
+    name = line.name.replace(os.sep, "/")
+    bad = [token for token in line.labels if token not in values]
+    if bad:
+        return Item(name, path, (), f"line {line.number}: label {bad[0]!r} is not a number, as the others are")
+    labels = tuple(values[token] for token in line.labels)
+    if "\0" in path or not os.path.isfile(path):
+        return Item(name, path, labels, f"line {line.number}: no such file {path}")
+    return Item(name, path, labels + (-1,) * (label_count - len(labels)))
+
+
+def _is_integer(token: str) -> bool:
+    digits = token[1:] if token[:1] in ("-", "+") else token
+    return digits.isascii() and digits.isdigit() and len(digits) <= 18
+
+
+def _read_lines(path: str, root: str) -> Iterator[_Line]:
+    data = Path(path).read_bytes()
+    if b"\0" in data or _looks_like_image(path):
+        raise SourceError(
+            f"{path} is not a text file; a list has lines of `name label`, a folder is packed by its path"
+        )
+    text = data.decode("utf-8-sig", "surrogateescape")
+    lines = [(number, line) for number, line in enumerate(re.split("\r\n|[\r\n]", text), 1) if line.strip()]
+    lines = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
+    delimiter = next((d for d in "\t," if any(d in line for _, line in lines)), None)
+    for number, line in lines:
+        if delimiter is None:
+            name, labels = _split_at_spaces(line.split(), root)
+        else:
+            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+            name, labels = cells[0], [cell for cell in cells[1:] if cell]
+        yield _Line(number, name, labels)
+
+
+def _split_at_spaces(tokens: Sequence[str], root: str) -> tuple[str, list[str]]:
+    """The name is the first token, or as many as it takes to name a file that exists (names with spaces)."""
+    for end in range(1, len(tokens) + 1):
+        name = " ".join(tokens[:end])
+        if os.path.isfile(os.path.join(root, name)):
+            return name, list(tokens[end:])
+    return tokens[0], list(tokens[1:])

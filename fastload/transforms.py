@@ -1,0 +1,186 @@
+"""Transforms that say what they need before a byte is decoded.
+
+A geometric transform (`RandomResizedCrop`, `Resize`, `CenterCrop`, `RandomHorizontalFlip`) is a function from one
+`Plan` to the next: it never sees pixels. `Compose` folds the geometric transforms at its front into as few plans as
+possible, nearly always one, and the decoder carries that out: read the box, mirror, resize, keep the window. What
+follows (`Normalize`, or any callable) gets the finished picture.
+
+Arguments, defaults and pixels are torchvision's (antialiased bilinear; within 1 level of 255). Random numbers come from
+the sample's (seed, epoch, index), so the same picture comes out for any number of workers, and global generators are
+neither read nor advanced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from . import geometry
+from .geometry import Plan, Size
+from .order import SampleRandom
+
+
+@runtime_checkable
+class Geometric(Protocol):
+    """A transform of plans."""
+
+    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
+        """The plan that follows; None if that takes a second pass, over the pixels that `plan` gives."""
+
+
+class RandomResizedCrop:
+    """Crop a random box and resize it: torchvision's `RandomResizedCrop`, antialiased bilinear.
+
+    size: (height, width) of the result, or one int for both. scale: bounds of the box's share of the area.
+    ratio: bounds of the box's width / height.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> None:
+        self.size = _pair(size)
+        for name, (low, high) in {"scale": scale, "ratio": ratio}.items():
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is {(low, high)}; it takes two numbers, 0 < smallest <= largest")
+        self.scale, self.ratio = scale, ratio
+
+    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
+        box = geometry.random_resized_box(plan.output_size, self.scale, self.ratio, random.uniform, random.integer)
+        cropped = plan.cropped(box)
+        return cropped and cropped.resized(self.size)
+
+    def __repr__(self) -> str:
+        return f"RandomResizedCrop({self.size}, scale={self.scale}, ratio={self.ratio})"
+
+
+class Resize:
+    """Resize: an int is the new length of the shorter side (torchvision's rule), a pair is (height, width).
+
+    max_size: a limit for the longer side, with an int only.
+    """
+
+    def __init__(self, size: int | Sequence[int], max_size: int | None = None) -> None:
+        self.size = _positive(size) if isinstance(size, int) else _pair(size)
+        if max_size is not None and (not isinstance(size, int) or max_size <= size):
+            raise ValueError(f"max_size is {max_size}; it goes with one int as size and must be larger than that")
+        self.max_size = max_size
+
+    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
+        if isinstance(self.size, int):
+            return plan.resized(geometry.short_side_size(plan.output_size, self.size, self.max_size))
+        return plan.resized(self.size)
+
+    def __repr__(self) -> str:
+        return f"Resize({self.size}" + (f", max_size={self.max_size})" if self.max_size else ")")
+
+
+class CenterCrop:
+    """Keep the centre; what lies outside a smaller image is black. size: (height, width), or one int for both."""
+
+    def __init__(self, size: int | Sequence[int]) -> None:
+        self.size = _pair(size)
+
+    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
+        return plan.cropped(geometry.center_box(plan.output_size, self.size))
+
+    def __repr__(self) -> str:
+        return f"CenterCrop({self.size})"
+
+
+class RandomHorizontalFlip:
+    """Mirror left to right with probability `p`."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p}; a probability lies between 0 and 1")
+        self.p = p
+
+    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
+        return plan.mirrored() if random.random() < self.p else plan
+
+    def __repr__(self) -> str:
+        return f"RandomHorizontalFlip(p={self.p})"
+
+
+class Normalize:
+    """(x / 255 - mean) / std per channel, to `dtype`.
+
+    Takes uint8 tensors (..., 3, height, width) and gives floating ones: four times the bytes. Where there is an
+    accelerator, leave it to `DevicePrefetcher(mean=, std=)`, which does it there after the copy.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32) -> None:
+        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
+        self._scale, self._bias = normalization(mean, std)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return normalize(images, self._scale, self._bias, self.dtype)
+
+    def __repr__(self) -> str:
+        return f"Normalize({self.mean}, {self.std}, {self.dtype})"
+
+
+class Compose:
+    """Transforms in a row: geometric ones first, then any callables.
+
+    Raises:
+        ValueError: a geometric transform comes after one that needs pixels.
+    """
+
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        self.transforms = tuple(transforms)
+        geometric = [isinstance(t, Geometric) for t in self.transforms]
+        first = geometric.index(False) if False in geometric else len(geometric)
+        if any(geometric[first:]):
+            late = self.transforms[geometric.index(True, first)]
+            raise ValueError(
+                f"{late} comes after {self.transforms[first]}; fastload's crops, resizes and flips are decided before "
+                "decoding, so put them first, or use torchvision's at that place"
+            )
+        for transform in self.transforms[first:]:
+            if not callable(transform):
+                raise TypeError(f"{transform!r} is no transform: it can't be called")
+        self.geometric: tuple[Geometric, ...] = self.transforms[:first]
+        self.rest: tuple[Callable[[Any], Any], ...] = self.transforms[first:]
+
+    @classmethod
+    def of(cls, transform: Any) -> Compose:
+        """`transform` as a Compose: None is the empty one."""
+        if isinstance(transform, Compose):
+            return transform
+        return cls([] if transform is None else [transform])
+
+    def plans(self, size: Size, random: SampleRandom) -> list[Plan]:
+        """What to do with an image of `size`; each plan after the first works on the result of the one before."""
+        plans = [Plan.whole(size)]
+        for transform in self.geometric:
+            following = transform.plan(plans[-1], random)
+            if following is not None:
+                plans[-1] = following
+                continue
+            following = transform.plan(Plan.whole(plans[-1].output_size), random)
+            assert following is not None, f"{transform} can't plan on a whole image"
+            plans.append(following)
+        return plans
+
+    def __repr__(self) -> str:
+        return f"Compose({list(self.transforms)})"
+
+
+def _positive(size: int) -> int:
+    if size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1")
+    return size
+
+
+def _pair(size: int | Sequence[int]) -> Size:
+    if isinstance(size, int):
+        return _positive(size), size
+    if len(size) not in (1, 2):
+        raise ValueError(f"size is {size}; it takes an int or (height, width)")
+    return _positive(int(size[0])), _positive(int(size[-1]))
