@@ -55,6 +55,16 @@ def _raw_pixels(field: record.Field) -> Pixels:
     return np.frombuffer(field.payload, np.uint8).reshape(field.height, field.width, 3)
 
 
+def upright(field: record.Field) -> Pixels:
+    """Decode a stored image whole and turn it upright: uint8 RGB (height, width, 3), an array of its own."""
+    image = pixels(field, keep=True)
+    if field.orientation == 1 and field.codec != record.RAW:
+        return image
+    out = np.empty((*upright_size(image.shape[:2], field.orientation), 3), np.uint8)
+    _turn(image, field.orientation, out)
+    return out
+
+
 def decode_other(data: bytes | memoryview, shape: tuple[int, ...] | None = None) -> Pixels:
     """Decode any format that OpenCV reads to uint8 RGB, orientation ignored: alpha dropped, 16 bits cut to 8.
 
@@ -140,4 +150,5 @@ def _turn(crop: Pixels, orientation: int, out: Pixels) -> None:
 
 def _as_images(array: Pixels) -> torch.Tensor:
     """A (height, width, 3) array as a batch of one channels-last tensor, sharing its memory."""
-    return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0)
+    height, width, _ = array.shape
+    return torch.from_numpy(array).as_strided((1, 3, height, width), (height * width * 3, 1, width * 3, 3))

@@ -147,11 +147,12 @@ def stored_box(box: Box, orientation: int, size: Size) -> Box:
 
     orientation: EXIF, 1 to 8. size: (height, width) of the upright picture.
     """
+    if orientation == 1:
+        return box
     height, width = size
     x, y, w, h = box
     right, bottom = width - x - w, height - y - h
     return (
-        box,
         Box(right, y, w, h),
         Box(right, bottom, w, h),
         Box(x, bottom, w, h),
@@ -159,7 +160,7 @@ def stored_box(box: Box, orientation: int, size: Size) -> Box:
         Box(y, right, h, w),
         Box(bottom, right, h, w),
         Box(bottom, x, h, w),
-    )[orientation - 1]
+    )[orientation - 2]
 
 
 def upright_size(size: Size, orientation: int) -> Size:

@@ -93,8 +93,13 @@ class Column:
         return len(self._store)
 
     def __getitem__(self, index: int) -> Any:
-        chunk, row = divmod(range(len(self))[index], self._spec.rows_per_chunk)
-        return self._chunk(chunk)[row].copy()
+        return self.view(range(len(self))[index]).copy()
+
+    def view(self, index: int) -> npt.NDArray[Any]:
+        """The value of sample `index`, in the map: 0 <= index < len. Read-only, valid while the store is alive."""
+        chunk, row = divmod(index, self._spec.rows_per_chunk)
+        value: npt.NDArray[Any] = self._chunk(chunk)[row]
+        return value
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:

@@ -8,14 +8,19 @@ Who owns what: the consumer's iterator owns the threads. They know only the shar
 iterator which is closed, dropped or left by an exception stops them: each finishes the item in its hands, and no
 more. Threads are daemons, and are stopped and joined before the interpreter ends.
 
-`context` is what the code below a worker may ask about the work it is part of; `scratch` are buffers that a thread
-uses again for every image, so that the hot path allocates nothing.
+`context` is what the code below a worker may ask about the work it is part of. Its buffers are used again, so that the
+hot path allocates nothing: `scratch` for every image, `batch` as soon as nobody holds the batch that was in it. Fresh
+memory costs page faults, 1.1 ms for 64 pictures of 224 x 224.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import queue
+import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,35 +28,70 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _SCRATCH_KEPT = 256 << 20
+_WORTH_KEEPING = 256 << 10
+_BATCHES_KEPT = 8
 _PATIENCE = 10  # seconds that a thread gets to finish the item in its hands; it is a daemon, so the program can end
 
 
 class Context(threading.local):
-    """What a thread works on: set by the loader, read by the dataset.
+    """What a thread works on, set by the loader and read by the dataset; and the thread's buffers.
 
-    epoch: the epoch of the batch in hand, None outside a loader. pin: whether batches go to pinned memory.
+    epoch: the epoch of the batch in hand, None outside a loader. pin: whether batches go to page-locked memory.
     """
 
     epoch: int | None = None
     pin: bool = False
 
     def __init__(self) -> None:
-        self._buffers: dict[str, npt.NDArray[np.uint8]] = {}
+        self._scratch: dict[str, npt.NDArray[np.uint8]] = {}
+        self._batches: list[npt.NDArray[np.uint8]] = []
 
     def scratch(self, purpose: str, nbytes: int) -> npt.NDArray[np.uint8]:
         """A flat uint8 buffer of this thread; what it held is lost at the next call with the same purpose."""
-        buffer = self._buffers.get(purpose)
+        buffer = self._scratch.get(purpose)
         if buffer is None or buffer.nbytes < nbytes:
             buffer = np.empty(nbytes, np.uint8)
             if nbytes <= _SCRATCH_KEPT:
-                self._buffers[purpose] = buffer
+                self._scratch[purpose] = buffer
         return buffer[:nbytes]
 
+    def batch(self, shape: tuple[int, int, int, int]) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
+        """Memory for a batch of pictures, uint8 (n, height, width, 3), as a tensor and as an array of the same bytes.
+
+        It belongs to whoever holds the tensor, the array or a view of either, and is given out again after that.
+        Page-locked memory is left to torch's own allocator, which knows when a copy to the device has ended.
+        """
+        if self.pin:
+            tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            return tensor, tensor.numpy()
+        array = self._take(math.prod(shape)).reshape(shape)
+        return torch.from_numpy(array), array
+
+    def _take(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        batches = self._batches
+        for i in range(len(batches)):
+            if batches[i].nbytes == nbytes and _references(batches, i) == _UNUSED:
+                return batches[i][:]
+        buffer = np.empty(nbytes, np.uint8)
+        if nbytes >= _WORTH_KEEPING:
+            if len(batches) == _BATCHES_KEPT:
+                del batches[0]
+            batches.append(buffer)
+        return buffer[:]
+
+
+def _references(buffers: list[npt.NDArray[np.uint8]], i: int) -> int:
+    return sys.getrefcount(buffers[i])
+
+
+_UNUSED = _references([np.empty(1, np.uint8)], 0)
+"""The count of a buffer that only its list refers to; it differs between Python versions, so it is measured."""
 
 context = Context()
 
@@ -69,11 +109,22 @@ class _Task(Generic[T, R]):
         self.ready.acquire()
 
 
-def _work(tasks: queue.SimpleQueue[_Task[T, R] | None], function: Callable[[T], R], stopped: threading.Event) -> None:
-    while (task := tasks.get()) is not None:
-        if stopped.is_set():
-            return
+def _work(
+    tasks: queue.SimpleQueue[_Task[T, R] | None],
+    function: Callable[[T], R],
+    start: Callable[[], None] | None,
+    stopped: threading.Event,
+) -> None:
+    failed: BaseException | None = None
+    if start is not None:
         try:
+            start()
+        except BaseException as error:
+            failed = error
+    while (task := tasks.get()) is not None and not stopped.is_set():
+        try:
+            if failed is not None:
+                raise failed
             task.result = function(task.item)
         except BaseException as error:
             task.error = error
@@ -95,21 +146,38 @@ def _stop(
 class OrderedMap(Iterator[R], Generic[T, R]):
     """`function` of each item, in order, computed by `threads` threads that are at most `ahead` items ahead.
 
+    name: what the threads are called, followed by their number. timeout: seconds to wait for a result before raising
+    RuntimeError, 0 to wait forever. start: called in each thread first, with its number.
+
     An error of the function is raised where its result would have come, with the worker's traceback, and closes the
     map. An error of `items` is raised after the results of the items before it. `close` stops the threads after the
     item in hand; leaving the object to the garbage collector does the same.
     """
 
     def __init__(
-        self, function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int, name: str = "fastload"
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        threads: int,
+        ahead: int,
+        name: str = "fastload",
+        timeout: float = 0,
+        start: Callable[[int], None] | None = None,
     ) -> None:
         self._items = iter(items)
+        self._timeout = timeout or math.inf
         self._waiting: deque[_Task[T, R]] = deque()
         self._tasks: queue.SimpleQueue[_Task[T, R] | None] = queue.SimpleQueue()
         self._end: Exception | None = None
         stopped = threading.Event()
         workers = [
-            threading.Thread(target=_work, args=(self._tasks, function, stopped), name=f"{name}-{i}", daemon=True)
+            threading.Thread(
+                target=_work,
+                args=(self._tasks, function, start and functools.partial(start, i), stopped),
+                name=f"{name}-{i}",
+                daemon=True,
+            )
             for i in range(threads)
         ]
         self._stop = weakref.finalize(self, _stop, self._tasks, workers, stopped)
@@ -134,8 +202,11 @@ class OrderedMap(Iterator[R], Generic[T, R]):
             self.close()
             raise end
         task = self._waiting.popleft()
+        deadline = time.monotonic() + self._timeout
         while not task.ready.acquire(timeout=1):  # in slices: an untimed wait can't be interrupted on Windows
-            pass
+            if time.monotonic() > deadline:
+                self.close()
+                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
         if task.error is not None:
             self.close()
             try:

@@ -1,0 +1,26 @@
+"""An image data loader for PyTorch that keeps the accelerator fed. README.md is the tour, `errors` the errors."""
+
+from . import errors, transforms
+from .cache import ImageCache
+from .dataset import Batch, ImageDataset, collate
+from .errors import FastloadError
+from .loader import DataLoader
+from .pack import PackReport, pack
+from .prefetch import DevicePrefetcher
+from .store import Record, Store
+
+__all__ = [
+    "Batch",
+    "DataLoader",
+    "DevicePrefetcher",
+    "FastloadError",
+    "ImageCache",
+    "ImageDataset",
+    "PackReport",
+    "Record",
+    "Store",
+    "collate",
+    "errors",
+    "pack",
+    "transforms",
+]

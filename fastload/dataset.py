@@ -1,0 +1,334 @@
+"""The dataset: from indices to pictures and labels.
+
+`ImageDataset.__getitems__` is the one read path. torch's own fetcher calls it with a batch of indices, so the stock
+DataLoader, Accelerate and Lightning get its speed. For each batch: sizes and labels are gathered from columns, every
+picture's plan is made, one buffer is taken, and each sample is decoded into its slot. Raw images of one shape skip
+all that: the batch is one gather.
+
+It returns a `Batch`, a sequence of samples whose pictures are views of the buffer. `collate` hands the buffer on;
+torch's default_collate copies it. A batch belongs to the user: its buffer is used again when nobody holds it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from . import decode, record
+from .cache import ImageCache
+from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
+from .failures import Failures
+from .geometry import Box, Plan, Size, upright_size
+from .jpeg import Pixels
+from .order import SampleRandom
+from .store import Store
+from .transforms import Compose, Normalize
+from .workers import context
+
+ImageType = Literal["tensor", "numpy", "pil"]
+OnError = Literal["placeholder", "skip", "raise"]
+
+IGNORE_LABEL = -100
+"""The label of a placeholder: torch's losses ignore it by default."""
+
+_SKIP_TRIES = 100
+
+
+class Batch(Sequence[tuple[Any, Any]]):
+    """The samples of a batch: item i is (picture, label). Samples are made when they are asked for.
+
+    images: a uint8 (or normalised) tensor (n, 3, height, width), or a list of pictures where they don't stack.
+    labels: int64 tensor (n,) or (n, labels), or a list of what a target transform returned.
+    """
+
+    def __init__(self, images: torch.Tensor | list[Any], labels: torch.Tensor | list[Any]) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        label = self.labels[index]
+        if isinstance(label, torch.Tensor) and label.dim() == 0:
+            label = int(label)
+        return self.images[index], label
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        labels = (
+            self.labels.tolist() if isinstance(self.labels, torch.Tensor) and self.labels.dim() == 1 else self.labels
+        )
+        return zip(self.images, labels, strict=True)
+
+
+def collate(samples: Any) -> Any:
+    """torch's default_collate, except that a `Batch` is not copied: its tensors are handed on as [images, labels]."""
+    if isinstance(samples, Batch) and isinstance(samples.images, torch.Tensor):
+        return [
+            samples.images,
+            samples.labels if isinstance(samples.labels, torch.Tensor) else default_collate(samples.labels),
+        ]
+    return default_collate(samples)
+
+
+class ImageDataset(Dataset[tuple[Any, Any]]):
+    """Images and labels of a packed store.
+
+    path: the store, as made by `fastload pack`.
+    transform: fastload's transforms, decided before decoding, or any callable on the decoded picture, or a
+        `fastload.transforms.Compose` of both.
+    target_transform: a callable on the label.
+    image_type: what callables get and the dataset returns: "tensor" (uint8, 3 x height x width, RGB, channels-last in
+        memory), "numpy" (uint8, height x width x 3) or "pil".
+    cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none.
+    on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another
+        sample, the same in every run), or "raise". Failed samples are listed in `failures`.
+    max_failures: raise `TooManyFailures` when more samples fail: a count, or a share of the dataset (a float below 1).
+    seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
+
+    Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none.
+
+    `fastload.DataLoader` advances the epoch by itself. With another loader call `set_epoch` before each epoch, as with
+    torch's DistributedSampler; otherwise every epoch shows the same crops.
+
+    Raises:
+        FileNotFoundError, StoreFormatError: see `Store`.
+        ValueError: an option makes no sense.
+        IndexError: an index is out of range.
+        DecodeError: with on_error="raise", naming the sample.
+
+    Example:
+        >>> dataset = fastload.ImageDataset("db.lmdb", fastload.transforms.RandomResizedCrop(224))
+        >>> image, label = dataset[0]
+    """
+
+    thread_safe = True
+    """Loaders may read it from several threads at once."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        transform: Callable[[Any], Any] | Any = None,
+        target_transform: Callable[[Any], Any] | None = None,
+        *,
+        image_type: ImageType = "tensor",
+        cache: ImageCache | int | str | None = None,
+        on_error: OnError = "placeholder",
+        max_failures: int | float | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value, allowed in (("image_type", image_type, ImageType), ("on_error", on_error, OnError)):
+            if value not in get_args(allowed):
+                raise ValueError(f"{name} is {value!r}; it may be {', '.join(get_args(allowed))}")
+        self.store = Store(path)
+        self.transform = Compose.of(transform)
+        self.target_transform = target_transform
+        self.image_type: ImageType = image_type
+        self.cache = ImageCache(cache) if isinstance(cache, (int, str)) else cache
+        self.on_error: OnError = on_error
+        self.seed = seed
+        self.failures = Failures(_limit(max_failures, len(self.store)))
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names by label; None where the labels have no names."""
+        return self.store.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Label by class name."""
+        return {name: label for label, name in enumerate(self.classes or ())}
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """All labels: int64 (n,), or (n, labels). A copy of the column."""
+        return np.asarray(self.store.columns["label"])
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that random transforms draw from."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, 0 or more. It lies in shared memory: persistent worker processes see it too."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}; it counts from 0")
+        self._epoch[0] = epoch
+
+    def read(self, index: int, region: tuple[int, int, int, int] | None = None) -> torch.Tensor:
+        """The upright image of a sample, or a region of it, no transform applied: uint8 (3, height, width).
+
+        region: (x, y, width, height) in pixels of the upright image.
+
+        Raises:
+            ValueError: the region is empty or not inside the image.
+            DecodeError: the image is damaged, whatever `on_error` says.
+        """
+        index = range(len(self))[index]
+        size = self._sizes(np.array([index]))[0]
+        plan = Plan.whole(size)
+        if region is not None:
+            box = Box(*region)
+            cropped = plan.cropped(box) if box.inside(size) else None
+            if cropped is None:
+                raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
+            plan = cropped
+        out = np.empty((*plan.output_size, 3), np.uint8)
+        self._draw(index, size, [plan], out)
+        return torch.from_numpy(out).permute(2, 0, 1)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, label = self.__getitems__([index])[0]
+        return image, label
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The samples at `indices`, read together; torch's fetcher calls this with a batch of indices."""
+        where = np.asarray(indices, np.int64)
+        where = np.where(where < 0, where + len(self), where)
+        if len(where) and not 0 <= where.min() <= where.max() < len(self):
+            raise IndexError(f"index {max(indices, key=abs)} is out of range for a dataset of {len(self)} samples")
+        labels = self.store.columns["label"].gather(where)
+        column = self.store.columns.get("image")
+        if column is not None and not self.transform.geometric:
+            tensor, array = context.batch((len(where), *column.shape))  # type: ignore[arg-type]  # height, width, 3
+            column.gather(where, out=array)
+            images = self._finish(tensor, array)
+        else:
+            images = self._finish(*self._read(where.tolist(), labels))
+        return Batch(images, self._targets(labels))
+
+    def _read(self, indices: list[int], labels: npt.NDArray[np.int64]) -> tuple[torch.Tensor | None, Any]:
+        """Decode pictures: into one buffer (as a tensor and as an array) where their sizes agree, else a list."""
+        epoch = self.epoch if context.epoch is None else context.epoch
+        sizes = self._sizes(np.array(indices))
+        plans = [
+            self.transform.plans(size, SampleRandom(self.seed, epoch, index))
+            for size, index in zip(sizes, indices, strict=True)
+        ]
+        shapes = {plan[-1].output_size for plan in plans}
+        pictures: Any = [np.empty((*plan[-1].output_size, 3), np.uint8) for plan in plans] if len(shapes) > 1 else None
+        tensor = None
+        if pictures is None:
+            tensor, pictures = context.batch((len(indices), *shapes.pop(), 3))
+        for position, (index, size, plan) in enumerate(zip(indices, sizes, plans, strict=True)):
+            try:
+                self._draw(index, size, plan, pictures[position])
+            except FastloadError as error:
+                labels[position] = self._replace(index, error, pictures[position], epoch)
+        return tensor, pictures
+
+    def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
+        return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]
+
+    def _draw(self, index: int, size: Size, plans: list[Plan], out: Pixels) -> None:
+        """Decode sample `index`, an image of `size`, and carry its plans out into `out`."""
+        column = self.store.columns.get("image")
+        if column is not None:
+            decode.render(column.view(index), 1, plans, out)
+            return
+        cache = self.cache
+        if cache is None:
+            field = self._image_field(index, size)
+            decode.render(decode.pixels(field), field.orientation, plans, out)
+            return
+        image = cache.get(index)
+        if image is None:
+            image = decode.upright(self._image_field(index, size))
+            cache.put(index, image)
+        decode.render(image, 1, plans, out)
+
+    def _image_field(self, index: int, size: Size) -> record.Field:
+        field = record.parse(self.store.view(index))[0]
+        field.verify()
+        if upright_size((field.height, field.width), field.orientation) != size:
+            raise StoreError(f"the record says {field.width} x {field.height} pixels, the size column {size[::-1]}")
+        return field
+
+    def _replace(self, index: int, error: FastloadError, out: Pixels, epoch: int) -> Any:
+        """Deal with a sample that failed: fill `out` and give the label that goes with it, or raise."""
+        if self.on_error == "raise":
+            raise DecodeError(f"sample {index}{self._name_of(index)}: {error}") from error
+        self.failures.report(index, str(error))
+        if self.on_error == "skip":
+            return self._another(index, out, epoch)
+        out[...] = 0
+        return IGNORE_LABEL
+
+    def _another(self, index: int, out: Pixels, epoch: int) -> Any:
+        """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
+        random = SampleRandom(self.seed, epoch, index)
+        for _ in range(_SKIP_TRIES):
+            other = random.integer(len(self))
+            size = self._sizes(np.array([other]))[0]
+            plans = self.transform.plans(size, SampleRandom(self.seed, epoch, other))
+            if plans[-1].output_size == out.shape[:2]:
+                try:
+                    self._draw(other, size, plans, out)
+                except FastloadError as error:
+                    self.failures.report(other, str(error))
+                else:
+                    return self.store.columns["label"][other]
+        raise TooManyFailures(
+            f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
+            "run `fastload verify --decode` on the store"
+        )
+
+    def _name_of(self, index: int) -> str:
+        try:
+            return f" ({self.store[index].name})"
+        except FastloadError:
+            return ""
+
+    def _finish(self, tensor: torch.Tensor | None, pictures: Any) -> torch.Tensor | list[Any]:
+        """Apply what follows the geometric transforms, to the whole batch where that is possible."""
+        rest = self.transform.rest
+        if self.image_type == "tensor" and tensor is not None and all(isinstance(t, Normalize) for t in rest):
+            images = tensor.permute(0, 3, 1, 2)
+            for transform in rest:
+                images = transform(images)
+            return images
+        finished = []
+        for picture in pictures:
+            image = self._as_image_type(picture)
+            for transform in rest:
+                image = transform(image)
+            finished.append(image)
+        return finished
+
+    def _as_image_type(self, picture: Pixels) -> Any:
+        if self.image_type == "tensor":
+            return torch.from_numpy(picture).permute(2, 0, 1)
+        if self.image_type == "numpy":
+            return picture
+        from PIL import Image
+
+        return Image.fromarray(picture)
+
+    def _targets(self, labels: npt.NDArray[np.int64]) -> torch.Tensor | list[Any]:
+        if self.target_transform is None:
+            return torch.from_numpy(labels)
+        values = labels.tolist() if labels.ndim == 1 else list(torch.from_numpy(labels))
+        transform = self.target_transform
+        return [value if labels.ndim == 1 and value == IGNORE_LABEL else transform(value) for value in values]
+
+    def __repr__(self) -> str:
+        return f"ImageDataset({self.store.path!r}, {len(self)} samples, {self.transform})"
+
+
+def _limit(max_failures: int | float | None, count: int) -> int | None:
+    if max_failures is None:
+        return None
+    if max_failures < 0 or (isinstance(max_failures, float) and max_failures > 1):
+        raise ValueError(f"max_failures is {max_failures}; it may be a count, or a share of the dataset up to 1.0")
+    return int(max_failures * count) if isinstance(max_failures, float) else max_failures
