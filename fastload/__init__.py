@@ -4,7 +4,9 @@ from . import errors, transforms
 from .cache import ImageCache
 from .dataset import Batch, ImageDataset, collate
 from .errors import FastloadError
+from .factory import make_loader
 from .loader import DataLoader
+from .monitor import Monitor
 from .pack import PackReport, pack
 from .prefetch import DevicePrefetcher
 from .store import Record, Store
@@ -16,11 +18,13 @@ __all__ = [
     "FastloadError",
     "ImageCache",
     "ImageDataset",
+    "Monitor",
     "PackReport",
     "Record",
     "Store",
     "collate",
     "errors",
+    "make_loader",
     "pack",
     "transforms",
 ]

@@ -405,6 +405,6 @@ def _decodes_as_rgb(data: bytes, size: Size) -> bool:
 def _encoded_field(pixels: Pixels, options: Options) -> record.Field:
     height, width = pixels.shape[:2]
     if options.encode == "raw":
-        return record.Field(record.RAW, pixels.tobytes(), 1, 3, 0, width, height)
+        return record.Field(record.RAW, pixels.tobytes(), 1, 3, record.REENCODED, width, height)
     data = jpeg.encode(pixels, options.quality or _DEFAULT_QUALITY)
-    return record.Field(record.JPEG, data, 1, 3, 0, width, height)
+    return record.Field(record.JPEG, data, 1, 3, record.REENCODED, width, height)

@@ -30,6 +30,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,12 +50,13 @@ _META_MAGIC = 0xBEEFC0DE
 _key = struct.Struct(">Q").pack
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True)
+class Record:
     """One sample as it is stored: its fields by name, payloads copied, checksums checked."""
 
     fields: dict[str, record.Field]
 
-    def __getitem__(self, name: str) -> record.Field:  # type: ignore[override]  # a record is read by name
+    def __getitem__(self, name: str) -> record.Field:
         return self.fields[name]
 
     @property

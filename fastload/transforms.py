@@ -12,6 +12,7 @@ neither read nor advanced.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,8 @@ import torch
 from . import geometry
 from .geometry import Plan, Size
 from .order import SampleRandom
+
+MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @runtime_checkable
@@ -115,11 +118,11 @@ class Normalize:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32) -> None:
+        check_mean_and_std(mean, std)
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        self._scale, self._bias = normalization(mean, std)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return normalize(images, self._scale, self._bias, self.dtype)
+        return normalize(images, self.mean, self.std, self.dtype)
 
     def __repr__(self) -> str:
         return f"Normalize({self.mean}, {self.std}, {self.dtype})"
@@ -170,6 +173,63 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({list(self.transforms)})"
+
+
+def normalize(
+    images: torch.Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> torch.Tensor:
+    """Return `(images - mean) / std` per channel as a new tensor.
+
+    The arithmetic is `images * scale + bias` in float32; on CUDA one pass reads uint8 and writes `dtype`.
+
+    Args:
+        images: `(..., C, H, W)`, uint8 (divided by 255 first) or floating (taken as it is).
+        mean, std: C numbers each, in units of [0, 1] as in torchvision; both None mean 0 and 1.
+        dtype: floating type of the result.
+        memory_format: layout of the result; `torch.channels_last` needs 4 dimensions.
+
+    Raises ValueError where mean and std don't fit each other or the images, TypeError for images of other types.
+
+    >>> normalize(torch.zeros(1, 2, 2, dtype=torch.uint8), [0.5], [0.25]).tolist()
+    [[[-2.0, -2.0], [-2.0, -2.0]]]
+    """
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}, but only uint8 and floating types can be normalised")
+    mean_and_std = check_mean_and_std(mean, std)
+    if mean is not None and (images.dim() < 3 or images.shape[-3] != len(mean)):
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} don't have the {len(mean)} channels of mean {tuple(mean)} at "
+            "(..., C, H, W); uint8 masks in a batch are left alone as (N, H, W) or in another type"
+        )
+    scale, bias = _scale_and_bias(mean_and_std, 255 if images.dtype == torch.uint8 else 1, images.device)
+    return torch.addcmul(bias, images, scale, out=torch.empty_like(images, dtype=dtype, memory_format=memory_format))
+
+
+@functools.cache
+def _scale_and_bias(
+    mean_and_std: MeanAndStd | None, divisor: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float32 scale and bias, (C, 1, 1) each. Their upload is synchronous, so any stream may use them."""
+    mean, std = mean_and_std or ((0.0,), (1.0,))
+    scale = torch.tensor([1 / (divisor * s) for s in std], dtype=torch.float32, device=device)
+    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
+    return scale.view(-1, 1, 1), bias.view(-1, 1, 1)
+
+
+def check_mean_and_std(mean: Sequence[float] | None, std: Sequence[float] | None) -> MeanAndStd | None:
+    """The two as tuples of floats, None if both are; ValueError unless they are one number per channel."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None or not len(mean) == len(std) > 0:
+        raise ValueError(f"mean is {mean} and std is {std}, but both need one number per channel, or both are None")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std is {std}, but every one must be positive (in units of [0, 1], as in torchvision)")
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _positive(size: int) -> int:

@@ -1,0 +1,383 @@
+"""The command line: arguments in, words and exit codes out. All work is done elsewhere.
+
+Exit status: 0 done; 1 failed, or `verify` found damage; 2 wrong usage or input; 3 packed, but some files were left out.
+Results go to standard output, progress and messages to standard error, so that `--json` can be piped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from .errors import FastloadError, SourceError, StoreFormatError
+from .pack import MAX_PIXELS, Encode, Exif, pack
+from .sources import Format
+from .store import Store
+
+Progress = Callable[[int, int], None]
+
+_WRONG_INPUT = (SourceError, StoreFormatError, FileNotFoundError, FileExistsError, NotADirectoryError, ValueError)
+_PLAIN_SECONDS = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fastload` with these arguments (the process's own by default) and return the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("fastload: interrupted; a pack goes on where it stopped when it is run again", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has gone: nobody to tell
+        return 1
+    except _WRONG_INPUT as error:
+        print(f"fastload: {error}", file=sys.stderr)
+        return 2
+    except (FastloadError, OSError, ImportError) as error:
+        print(f"fastload: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastload", description="Pack images once, load them fast ever after.")
+    parser.add_argument("--version", action="version", version=f"fastload {version('fastload')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_pack(commands.add_parser("pack", help="pack images and labels into a store"))
+    _add_info(commands.add_parser("info", help="what is in a store"))
+    _add_verify(commands.add_parser("verify", help="check every checksum of a store"))
+    _add_unpack(commands.add_parser("unpack", help="give the files of a store back"))
+    _add_bench(commands.add_parser("bench", help="measure what a loader gives a consumer"))
+    _add_tune(commands.add_parser("tune", help="measure how many workers are of use"))
+    _add_doctor(commands.add_parser("doctor", help="what this machine has, and what to do about what is missing"))
+    return parser
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Pack class folders, a folder without labels, or a list of `name label` lines into one file."
+    parser.add_argument("source", metavar="SRC", help="a folder of images, or a text file of `name label` lines")
+    parser.add_argument("destination", metavar="DST", help="the store to write, db.lmdb say")
+    parser.add_argument("--format", choices=get_args(Format), default="auto", help="insist on a kind of source")
+    parser.add_argument("--root", help="where the names of a list start (default: the list's folder)")
+    parser.add_argument("--short-side", type=int, metavar="N", help="shrink images whose shorter side is larger")
+    parser.add_argument("--max-side", type=int, metavar="N", help="shrink images whose longer side is larger")
+    parser.add_argument("--quality", type=int, metavar="Q", help="re-encode as JPEG of this quality, 1 to 100")
+    parser.add_argument(
+        "--encode", choices=get_args(Encode), default="keep", help="what to store (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--exif", choices=get_args(Exif), default="apply", help="EXIF orientation (default: %(default)s)"
+    )
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="leave larger images out")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+    _json(parser)
+    parser.set_defaults(run=_pack)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    names = (
+        "format",
+        "root",
+        "short_side",
+        "max_side",
+        "quality",
+        "encode",
+        "exif",
+        "max_pixels",
+        "workers",
+        "overwrite",
+    )
+    options = {name: getattr(arguments, name) for name in names}
+    with _progress("packing") as progress:
+        report = pack(arguments.source, arguments.destination, progress=progress, **options)
+    for note in report.notes:
+        _say(note)
+    if arguments.json:
+        figures = asdict(report)
+        del figures["notes"]
+        print(json.dumps(figures))
+    else:
+        rate = report.samples / report.seconds
+        print(
+            f"{arguments.destination}: {report.samples} samples, {report.classes} classes, "
+            f"{_bytes(report.bytes)}, {report.seconds:.1f} s ({rate:.0f} images/s)"
+        )
+    if report.quarantined:
+        _say(f"{report.quarantined} files were left out; `fastload info --quarantine {arguments.destination}` says why")
+        return 3
+    return 0
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="DB")
+    parser.add_argument("--quarantine", action="store_true", help="list what was left out while packing, and why")
+    _json(parser)
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .info import info
+
+    if arguments.quarantine:
+        left_out = Store(arguments.store).quarantine()
+        if arguments.json:
+            print(json.dumps(left_out))
+        for entry in () if arguments.json else left_out:
+            print(f"{_visible(entry['name'])}\t{_visible(entry['reason'])}")
+        return 0
+    facts = info(arguments.store)
+    if arguments.json:
+        print(json.dumps(facts))
+        return 0
+    changed = {k: v for k, v in facts["options"].items() if v is not None}
+    rows: dict[str, Any] = {
+        "store": f"{facts['path']}, format {facts['format_version']}, {_bytes(facts['bytes'])}",
+        "packed": f"{facts['created']} from {facts['source']}, " + ", ".join(f"{k}={v}" for k, v in changed.items()),
+        "samples": f"{facts['samples']}, {_bytes(facts['image_bytes'])} of images in {facts['stored']}",
+        "classes": f"{facts['classes']}, {facts['labelled']} samples with a label",
+        "per class": _range(facts["samples_per_class"]) if facts["samples_per_class"] else "-",
+        "left out": f"{facts['quarantined']}" + (" (--quarantine lists them)" if facts["quarantined"] else ""),
+        **{name: _range(spread) for name, spread in facts["size"].items()},
+        "digest": facts["digest"],
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    _print(table)
+    _print(_histogram(facts["shorter_side"]))
+    return 0
+
+
+def _histogram(bins: Sequence[tuple[int, int, int]]) -> Table:
+    table = Table("shorter side, pixels", "samples", "", box=None)
+    most = max(count for _, _, count in bins)
+    for low, high, count in bins:
+        table.add_row(f"{low}-{high}" if high > low else str(low), str(count), "█" * round(40 * count / most))
+    return table
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="DB")
+    parser.add_argument("--decode", action="store_true", help="also decode every image")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
+    _json(parser)
+    parser.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .verify import verify
+
+    with _progress("verifying") as progress:
+        report = verify(arguments.store, decode_images=arguments.decode, workers=arguments.workers, progress=progress)
+    if arguments.json:
+        print(json.dumps(asdict(report)))
+    else:
+        for damage in report.damaged:
+            place = "column" if damage.index is None else f"sample {damage.index}"
+            print(f"{place} {_visible(damage.name)}: {_visible(damage.reason)}")
+        print(f"{arguments.store}: {report.samples} samples checked, {len(report.damaged)} damaged")
+    return 1 if report.damaged else 0
+
+
+def _add_unpack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="DB")
+    parser.add_argument("folder", metavar="FOLDER", help="where the files go; must be new or empty")
+    parser.set_defaults(run=_unpack)
+
+
+def _unpack(arguments: argparse.Namespace) -> int:
+    from .unpack import unpack
+
+    with _progress("unpacking") as progress:
+        count = unpack(arguments.store, arguments.folder, progress=progress)
+    print(f"{arguments.folder}: {count} files")
+    return 0
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="DB")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--transform",
+        choices=("train", "eval", "none"),
+        default="train",
+        help="as make_loader has them (default: train)",
+    )
+    parser.add_argument("--size", type=int, default=224, metavar="N", help="of the pictures (default: %(default)s)")
+    parser.add_argument("--cache", metavar="BYTES", help="budget for decoded images, 4GB say")
+
+
+def _dataset(arguments: argparse.Namespace) -> Any:
+    from .dataset import ImageDataset
+    from .factory import eval_transform, train_transform
+
+    if arguments.batch_size < 1:
+        raise ValueError(f"batch size is {arguments.batch_size}; it must be at least 1")
+    transforms = {"train": train_transform, "eval": eval_transform}
+    make = transforms.get(arguments.transform)
+    return ImageDataset(arguments.store, make and make(arguments.size), cache=arguments.cache)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from .bench import Consumer
+
+    _add_loading(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: measured)")
+    parser.add_argument("--consumer", choices=get_args(Consumer), help="default: none, or simulated with --step-ms")
+    parser.add_argument("--step-ms", type=float, metavar="MS", help="a simulated accelerator's time for a batch")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: cuda where there is some)")
+    parser.add_argument("--plot", metavar="PNG", help="draw rate and waiting over time")
+    _json(parser)
+    parser.set_defaults(run=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench import bench
+    from .monitor import plot
+    from .tune import default_workers
+
+    dataset = _dataset(arguments)
+    workers = arguments.workers if arguments.workers is not None else default_workers(dataset)
+    result = bench(
+        dataset,
+        batch_size=arguments.batch_size,
+        num_workers=workers,
+        consumer=arguments.consumer or ("none" if arguments.step_ms is None else "simulated"),
+        step_ms=arguments.step_ms,
+        seconds=arguments.seconds,
+        device=arguments.device,
+    )
+    if arguments.plot:
+        plot(result.report, arguments.plot)
+    figures = {"workers": workers, "batch_size": arguments.batch_size, **result.as_dict()}
+    if arguments.json:
+        print(json.dumps(figures))
+        return 0
+    table = Table(show_header=False, box=None)
+    for name, value in figures.items():
+        shown = "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+        table.add_row(name.replace("_", " "), shown)
+    _print(table)
+    if arguments.plot:
+        print(arguments.plot)
+    return 0
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    _add_loading(parser)
+    parser.add_argument("--pace", type=float, metavar="RATE", help="samples per second that your model takes")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="per row (default: %(default)s)")
+    _json(parser)
+    parser.set_defaults(run=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from .tune import measure, recommend
+
+    rates = measure(_dataset(arguments), arguments.batch_size, seconds=arguments.seconds)
+    chosen = recommend(rates, arguments.pace)
+    if arguments.json:
+        print(json.dumps({"rates": [rate._asdict() for rate in rates], "num_workers": chosen}))
+        return 0
+    table = Table("threads", "samples/s", "CPU %", "", box=None)
+    for rate in rates:
+        marker = "← num_workers" if rate.workers == chosen else ""
+        table.add_row(str(rate.workers), f"{rate.samples_per_second:,.0f}", f"{rate.cpu_percent:.0f}", marker)
+    _print(table)
+    return 0
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _json(parser)
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import diagnose
+
+    findings = diagnose()
+    if arguments.json:
+        print(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        table = Table("", "", "", "what to do", box=None)
+        for finding in findings:
+            table.add_row(finding.name, finding.value, "" if finding.status == "ok" else finding.status, finding.advice)
+        _print(table)
+    return 1 if any(finding.status == "missing" for finding in findings) else 0
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON value on standard output, nothing else there")
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Progress]:
+    """A bar with rate and time left on a terminal, a line every five seconds elsewhere; on standard error."""
+    if not sys.stderr.isatty():
+        yield _plain_progress(what)
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn(what),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.speed:.0f}/s", justify="right"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_progress(what: str) -> Progress:
+    started = last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_SECONDS:
+            last = now
+            rate = done / (now - started)
+            _say(f"{what}: {done} of {total}, {rate:.0f}/s, {(total - done) / rate:.0f} s left")
+
+    return show
+
+
+def _say(message: str) -> None:
+    print(f"fastload: {message}", file=sys.stderr)
+
+
+def _print(table: Table) -> None:
+    width = None if sys.stdout.isatty() else 160
+    Console(markup=False, highlight=False, width=width).print(table)
+
+
+def _visible(text: str) -> str:
+    """Text from a store or a file name, safe to print: control characters and stray bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _range(spread: Sequence[float]) -> str:
+    return f"{spread[0]:g} to {spread[2]:g}, median {spread[1]:g}"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

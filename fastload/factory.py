@@ -1,0 +1,107 @@
+"""`make_loader`: from a store to batches on the device, everything chosen for this machine and this rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from torch.utils.data import DistributedSampler
+
+from .cache import ImageCache
+from .dataset import ImageDataset, OnError
+from .loader import DataLoader
+from .prefetch import DevicePrefetcher
+from .transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
+from .tune import default_workers
+
+
+class AdvancingDistributedSampler(DistributedSampler[Any]):
+    """torch's DistributedSampler that goes to the next epoch by itself; `set_epoch` still chooses one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = super().__iter__()
+        self.epoch += 1
+        return indices
+
+
+def make_loader(
+    path_or_dataset: str | os.PathLike[str] | ImageDataset,
+    batch_size: int,
+    *,
+    train: bool,
+    size: int = 224,
+    device: torch.device | str | int | None = "auto",
+    num_workers: int | Literal["auto"] = "auto",
+    seed: int = 0,
+    pace: float | None = None,
+    drop_last: bool | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: torch.dtype | None = None,
+    cache: ImageCache | int | str | None = None,
+    on_error: OnError = "placeholder",
+    max_failures: int | float | None = None,
+) -> DevicePrefetcher[Any]:
+    """Batches of a store on the device: [images, labels], uint8 (batch, 3, size, size) and int64 (batch,).
+
+    path_or_dataset: a store, given the standard transforms of ImageNet training; or an `ImageDataset` with your own
+        (`size`, `cache`, `on_error`, `max_failures` and the dataset's seed are its own then).
+    train: shuffled, RandomResizedCrop(size) and RandomHorizontalFlip; otherwise in order, with the shorter side
+        resized to size * 256 / 224 and the centre cropped.
+    device: "auto" and None take CUDA where there is some. Batches go there through pinned memory, two ahead.
+    num_workers: threads; "auto" measures what a sample costs (0.15 s) and takes as many as are of use, at most the
+        cores that this rank may use. pace: samples per second that your model takes, if you know it: fewer threads
+        may do.
+    drop_last: leave out the last, smaller batch; by default only for training. Among ranks it also leaves out the
+        samples that don't divide evenly; without it some come twice, as DistributedSampler has it.
+    mean, std, dtype: normalise and cast on the device, see `DevicePrefetcher`.
+    seed: of the order and the random transforms.
+
+    Where torch.distributed is initialised, each rank gets its share by a DistributedSampler. Every `iter()` is the next
+    epoch, in order and pictures, on all ranks alike; `set_epoch` chooses one.
+
+    The loader below is `.loader`, the dataset `.loader.dataset`.
+
+    Example:
+        >>> for images, labels in fastload.make_loader("db.lmdb", 64, train=True): ...
+    """
+    if isinstance(path_or_dataset, ImageDataset):
+        dataset = path_or_dataset
+    else:
+        transform = train_transform(size) if train else eval_transform(size)
+        dataset = ImageDataset(
+            path_or_dataset, transform, cache=cache, on_error=on_error, max_failures=max_failures, seed=seed
+        )
+    drop_last = train if drop_last is None else drop_last
+    where = None if device == "auto" else device
+    on_cuda = torch.cuda.is_available() and torch.device("cuda" if where is None else where).type == "cuda"
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size,
+        sampler=_sampler(dataset, train, seed, drop_last),
+        num_workers=default_workers(dataset, pace) if num_workers == "auto" else num_workers,
+        pin_memory=on_cuda,
+        drop_last=drop_last,
+        worker_type="thread",
+    )
+    return DevicePrefetcher(loader, where, mean=mean, std=std, dtype=dtype)
+
+
+def _sampler(dataset: ImageDataset, train: bool, seed: int, drop_last: bool) -> AdvancingDistributedSampler:
+    """This rank's share of each epoch, or all of it; the order depends on (seed, epoch) alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return AdvancingDistributedSampler(dataset, shuffle=train, seed=seed, drop_last=drop_last)
+    return AdvancingDistributedSampler(dataset, num_replicas=1, rank=0, shuffle=train, seed=seed)
+
+
+def train_transform(size: int) -> Compose:
+    """The standard augmentation of ImageNet training."""
+    return Compose([RandomResizedCrop(size), RandomHorizontalFlip()])
+
+
+def eval_transform(size: int) -> Compose:
+    """The standard evaluation crop: the shorter side at 256/224 of `size`, then the centre."""
+    return Compose([Resize(round(size * 256 / 224)), CenterCrop(size)])

@@ -1,0 +1,59 @@
+"""What is in a store, from its manifest and columns: no record is read."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from .store import Store
+
+
+def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a store in plain values.
+
+    Returns a dict: path, format_version, digest, created, source, options, samples, bytes (of the file), image_bytes,
+    quarantined, stored ("records" or "column"), classes (their number), labelled (samples with a label),
+    samples_per_class (smallest, median, largest; None without labels), size (smallest, median and largest width,
+    height and megapixels), and shorter_side: a histogram, a list of (from, to, samples) in pixels.
+
+    Raises:
+        FileNotFoundError, StoreFormatError: see `Store`.
+    """
+    store = Store(path)
+    sizes = np.asarray(store.columns["size"]).astype(np.int64)
+    labels = np.asarray(store.columns["label"]).reshape(len(store), -1)
+    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
+    manifest = store.manifest
+    return {
+        "path": store.path,
+        **{key: manifest[key] for key in ("format_version", "digest", "created", "source", "options")},
+        "samples": len(store),
+        "bytes": os.path.getsize(store.path),
+        "image_bytes": int(np.asarray(store.columns["bytes"]).sum()),
+        "quarantined": manifest["quarantined"],
+        "stored": "column" if "image" in store.columns else "records",
+        "classes": len(counts) if store.classes is None else len(store.classes),
+        "labelled": int((labels >= 0).any(axis=1).sum()),
+        "samples_per_class": _spread(counts) if len(counts) else None,
+        "size": {
+            "width": _spread(sizes[:, 1]),
+            "height": _spread(sizes[:, 0]),
+            "megapixels": _spread(sizes.prod(axis=1) / 1e6),
+        },
+        "shorter_side": _histogram(sizes.min(axis=1)),
+    }
+
+
+def _spread(values: Any) -> list[float]:
+    """Smallest, median, largest."""
+    return [round(float(f(values)), 3) for f in (np.min, np.median, np.max)]
+
+
+def _histogram(lengths: Any) -> list[tuple[int, int, int]]:
+    """(from, to, count) over ranges that halve an octave: 128-181, 182-255, 256-361 and so on; empty ends left out."""
+    edges = np.unique(np.round(2 ** np.arange(0, 33, 0.5)).astype(np.int64))
+    counts, _ = np.histogram(lengths, edges)
+    (filled,) = np.nonzero(counts)
+    return [(int(edges[i]), int(edges[i + 1]) - 1, int(counts[i])) for i in range(filled[0], filled[-1] + 1)]

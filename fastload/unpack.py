@@ -1,0 +1,105 @@
+"""Giving the files back: byte for byte where they were kept, re-encoded images as what they are now.
+
+Names come from the store and are not trusted: one that is absolute, climbs out of the target folder or can't be a file
+name here is replaced by the sample's number.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from . import record
+from .store import Store
+
+_FORBIDDEN = re.compile(r'[\x00<>:"|?*\\]' if os.name == "nt" else r"\x00")
+LABELS = "labels.tsv"
+"""The list that is written beside the files where folders don't tell the labels."""
+
+
+def unpack(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write the images of a store to files below `folder`, under the names that they had.
+
+    Kept files come back byte for byte. Images that were re-encoded get the suffix of what they are; raw ones are
+    written as PNG. A store that was packed from a list also gets `labels.tsv`, which `fastload pack` reads.
+
+    Returns the number of files. progress: called with (samples done, samples in all).
+
+    Raises:
+        FileExistsError: `folder` is a file, or is not empty.
+        StoreError: the store can't be read; a damaged sample stops here (`verify` finds them all).
+    """
+    target = Path(folder)
+    store = Store(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is not an empty folder; choose another one")
+    target.mkdir(parents=True, exist_ok=True)
+    labels = store.columns["label"]
+    taken: set[str] = set()
+    lines = []
+    for index in range(len(store)):
+        data, suffix, name = _file(store, index)
+        relative = _unique(safe_name(name, index, suffix), taken)
+        file = target / relative
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        lines.append("\t".join([_quoted(relative), *map(str, np.atleast_1d(labels[index]).tolist())]))
+        if progress is not None:
+            progress(index + 1, len(store))
+    if store.manifest["source"] == "list":
+        text = "".join(line + "\n" for line in lines)
+        (target / LABELS).write_bytes(text.encode("utf-8", "surrogateescape"))
+    return len(store)
+
+
+def _file(store: Store, index: int) -> tuple[bytes, str | None, str]:
+    """The bytes of a sample's file, the suffix that it must have now (None: its own), and the name that it had."""
+    sample = store[index]
+    column = store.columns.get("image")
+    if column is not None:
+        return _png(column[index]), ".png", sample.name
+    image = sample["image"]
+    if image.codec == record.RAW:
+        pixels = np.frombuffer(image.payload, np.uint8).reshape(image.height, image.width, image.channels)
+        return _png(pixels), ".png", sample.name
+    return bytes(image.payload), ".jpg" if image.flags & record.REENCODED else None, sample.name
+
+
+def _png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
+    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def safe_name(name: str, index: int, suffix: str | None) -> str:
+    """A relative path that stays inside its folder: `name`, with `suffix` if one is given, or the sample's number."""
+    path = PurePosixPath(name)
+    climbs = path.is_absolute() or ".." in path.parts or not path.parts or os.path.splitdrive(name)[0]
+    if climbs or _FORBIDDEN.search(name) or any(len(os.fsencode(part)) > 250 for part in path.parts):
+        path = PurePosixPath(f"{index:08d}{path.suffix if path.suffix.isalnum() else ''}")
+    if suffix is not None and path.suffix.lower() not in ((".jpg", ".jpeg") if suffix == ".jpg" else (suffix,)):
+        path = path.with_suffix(suffix)
+    return str(path)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """`name`, or a variant of it that no earlier file of this store has, on file systems that ignore case too."""
+    path = PurePosixPath(name)
+    candidate, number = name, 1
+    while candidate.casefold() in taken:
+        number += 1
+        candidate = str(path.with_name(f"{path.stem}~{number}{path.suffix}"))
+    taken.add(candidate.casefold())
+    return candidate
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if any(c in name for c in '\t"\n\r') or name != name.strip() else name

@@ -1,0 +1,108 @@
+"""Checking a store: every checksum, and on request every image."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import decode, record
+from .doctor import usable_cores
+from .errors import ChecksumError, DecodeError, FastloadError, StoreError
+from .geometry import upright_size
+from .store import Store
+from .workers import OrderedMap
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong. index: the sample's, None for a whole column. name: the sample's, if legible."""
+
+    index: int | None
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """samples: how many were checked. damaged: what is wrong, empty for a whole store."""
+
+    samples: int
+    damaged: tuple[Damage, ...]
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    decode_images: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Check all checksums of a store: columns, record heads, fields. Damage is listed, not raised.
+
+    decode_images: also decode every image, at its full size. workers: threads, all usable cores by default.
+    progress: called with (samples done, samples in all).
+
+    Raises:
+        FileNotFoundError, StoreFormatError: the file is missing, no store, cut short, or of a newer format.
+    """
+    store = Store(path)
+    damaged = _check_columns(store)
+    threads = workers or usable_cores()
+    results = OrderedMap(
+        lambda index: _check_sample(store, index, decode_images),
+        range(len(store)),
+        threads=threads,
+        ahead=16 * threads,
+        name="fastload-verify",
+    )
+    with contextlib.closing(results):
+        for done, damage in enumerate(results, 1):
+            if damage is not None:
+                damaged.append(damage)
+            if progress is not None:
+                progress(done, len(store))
+    return VerifyReport(len(store), tuple(damaged))
+
+
+def _check_columns(store: Store) -> list[Damage]:
+    damaged = []
+    for name, column in store.columns.items():
+        if name == "image":
+            continue  # its rows have checksums of their own
+        expected = store.manifest["columns"][name].get("checksums")
+        try:
+            found = [record.checksum(np.ascontiguousarray(chunk).data) for chunk in column.chunks()]
+        except StoreError as error:
+            damaged.append(Damage(None, name, str(error)))
+            continue
+        if found != expected:
+            damaged.append(Damage(None, name, f"column {name!r} differs from what was packed (checksum mismatch)"))
+    return damaged
+
+
+def _check_sample(store: Store, index: int, decode_images: bool) -> Damage | None:
+    name = ""
+    try:
+        sample = store[index]
+        name = sample.name
+        checksum = int(store.columns["checksum"].view(index))
+        column = store.columns.get("image")
+        if column is not None:
+            if record.checksum(np.ascontiguousarray(column.view(index)).data) != checksum:
+                raise ChecksumError("the pixels differ from what was packed (checksum mismatch)")
+            return None
+        image = sample["image"]
+        if image.checksum != checksum:
+            raise ChecksumError("the image is not the one that was packed at this place")
+        size = upright_size((image.height, image.width), image.orientation)
+        if size != tuple(store.columns["size"].view(index)):
+            raise DecodeError(f"the record says {image.width} x {image.height} pixels, the size column another size")
+        if decode_images:
+            decode.pixels(image)
+    except FastloadError as error:
+        return Damage(index, name, str(error))
+    return None
