@@ -11,6 +11,8 @@ torch's default_collate copies it. A batch belongs to the user: its buffer is us
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -21,13 +23,14 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from . import decode, record
+from .buffers import BatchBuffers
 from .cache import ImageCache
 from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
 from .geometry import Box, Plan, Size, upright_size
 from .jpeg import Pixels
 from .order import SampleRandom
-from .store import Store
+from .store import Column, Store
 from .transforms import Compose, Normalize
 from .workers import context
 
@@ -38,6 +41,7 @@ IGNORE_LABEL = -100
 """The label of a placeholder: torch's losses ignore it by default."""
 
 _SKIP_TRIES = 100
+_GATHER_BYTES = 4 << 20
 
 
 class Batch(Sequence[tuple[Any, Any]]):
@@ -60,6 +64,11 @@ class Batch(Sequence[tuple[Any, Any]]):
         if isinstance(label, torch.Tensor) and label.dim() == 0:
             label = int(label)
         return self.images[index], label
+
+    def split(self, lengths: list[int]) -> list[Batch]:
+        """Consecutive batches of these lengths, which share this one's memory."""
+        ends = list(itertools.accumulate(lengths, initial=0))
+        return [Batch(self.images[a:b], self.labels[a:b]) for a, b in itertools.pairwise(ends)]
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         labels = (
@@ -135,6 +144,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         self.on_error: OnError = on_error
         self.seed = seed
         self.failures = Failures(_limit(max_failures, len(self.store)))
+        self._buffers = BatchBuffers()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -194,19 +204,41 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The samples at `indices`, read together; torch's fetcher calls this with a batch of indices."""
-        where = np.asarray(indices, np.int64)
-        where = np.where(where < 0, where + len(self), where)
-        if len(where) and not 0 <= where.min() <= where.max() < len(self):
-            raise IndexError(f"index {max(indices, key=abs)} is out of range for a dataset of {len(self)} samples")
+        where = self._checked(indices)
         labels = self.store.columns["label"].gather(where)
-        column = self.store.columns.get("image")
-        if column is not None and not self.transform.geometric:
-            tensor, array = context.batch((len(where), *column.shape))  # type: ignore[arg-type]  # height, width, 3
+        column = self._gathered
+        if column is not None:
+            tensor, array = self._buffers.take((len(where), *column.shape), context.pin)
             column.gather(where, out=array)
             images = self._finish(tensor, array)
         else:
             images = self._finish(*self._read(where.tolist(), labels))
         return Batch(images, self._targets(labels))
+
+    def batches_per_read(self, batch_size: int) -> int:
+        """How many batches a worker thread does well to read together.
+
+        More than one where a batch is a single gather: handing one from thread to thread costs as much as gathering it.
+        """
+        if self._gathered is None:
+            return 1
+        return max(1, _GATHER_BYTES // (batch_size * math.prod(self._gathered.shape)))
+
+    @property
+    def _gathered(self) -> Column | None:
+        """The column of raw images, if pictures are its rows as they are."""
+        return None if self.transform.geometric else self.store.columns.get("image")
+
+    def _checked(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The indices as an array, negative ones counted from the end."""
+        where = np.asarray(indices, np.int64)
+        if len(where) and (low := int(where.min())) < 0:
+            if low < -len(self):
+                raise IndexError(f"index {low} is out of range for a dataset of {len(self)} samples")
+            where = np.where(where < 0, where + len(self), where)
+        if len(where) and (high := int(where.max())) >= len(self):
+            raise IndexError(f"index {high} is out of range for a dataset of {len(self)} samples")
+        return where
 
     def _read(self, indices: list[int], labels: npt.NDArray[np.int64]) -> tuple[torch.Tensor | None, Any]:
         """Decode pictures: into one buffer (as a tensor and as an array) where their sizes agree, else a list."""
@@ -220,7 +252,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         pictures: Any = [np.empty((*plan[-1].output_size, 3), np.uint8) for plan in plans] if len(shapes) > 1 else None
         tensor = None
         if pictures is None:
-            tensor, pictures = context.batch((len(indices), *shapes.pop(), 3))
+            tensor, pictures = self._buffers.take((len(indices), *shapes.pop(), 3), context.pin)
         for position, (index, size, plan) in enumerate(zip(indices, sizes, plans, strict=True)):
             try:
                 self._draw(index, size, plan, pictures[position])
@@ -321,6 +353,12 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         values = labels.tolist() if labels.ndim == 1 else list(torch.from_numpy(labels))
         transform = self.target_transform
         return [value if labels.ndim == 1 and value == IGNORE_LABEL else transform(value) for value in values]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_buffers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _buffers=BatchBuffers())
 
     def __repr__(self) -> str:
         return f"ImageDataset({self.store.path!r}, {len(self)} samples, {self.transform})"

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from . import jpeg, record
+from .buffers import scratch
 from .errors import DecodeError
 from .geometry import MIRRORED, Box, Plan, stored_box, trim, upright_size
 from .jpeg import Pixels
-from .workers import context
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out
@@ -39,7 +39,7 @@ def pixels(field: record.Field, *, keep: bool = False) -> Pixels:
     if field.codec == record.ENCODED:
         return decode_other(field.payload, shape)
     nbytes = field.height * field.width * 3
-    flat = np.empty(nbytes, np.uint8) if keep else context.scratch("decode", nbytes)
+    flat = np.empty(nbytes, np.uint8) if keep else scratch("decode", nbytes)
     out = flat.reshape(shape)
     jpeg.decode(field.payload, out, lenient=bool(field.flags & record.LENIENT))
     return out
@@ -108,7 +108,7 @@ def _render(image: Pixels, orientation: int, plan: Plan, out: Pixels) -> None:
         return
     picture = _upright(crop, turn)
     if plan.resizes:
-        resized = context.scratch("window", plan.size[0] * plan.size[1] * 3).reshape(*plan.size, 3)
+        resized = scratch("window", plan.size[0] * plan.size[1] * 3).reshape(*plan.size, 3)
         _resize(_as_images(picture), plan.size, False, *scales, out=_as_images(resized))
         picture = resized
     _cut(picture, plan.window, out)
@@ -129,7 +129,7 @@ def _upright(crop: Pixels, orientation: int) -> Pixels:
     if orientation == 1 and crop.flags.c_contiguous and crop.flags.writeable:
         return crop
     height, width = upright_size(crop.shape[:2], orientation)
-    out = context.scratch("upright", height * width * 3).reshape(height, width, 3)
+    out = scratch("upright", height * width * 3).reshape(height, width, 3)
     _turn(crop, orientation, out)
     return out
 

@@ -11,16 +11,29 @@ run in parallel as far as the dataset's work releases the interpreter lock, as d
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.utils.data
 from torch._utils import ExceptionWrapper
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Sampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+)
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from .dataset import collate
+from .dataset import ImageDataset, collate
 from .workers import OrderedMap, context
 
 WorkerType = Literal["auto", "thread", "process"]
@@ -155,11 +168,14 @@ class _ThreadIterator(Iterator[Any]):
     def __init__(self, loader: DataLoader[Any], epoch: int | None) -> None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # torch's iterators draw a seed here
         self._loader = loader
-        self._batches = OrderedMap(
+        per_read = _batches_per_read(loader)
+        under_way = (loader.prefetch_factor or 2) * loader.num_workers
+        self._ready: deque[Any] = deque()
+        self._reads: OrderedMap[Any, Any] = OrderedMap(
             _reader(loader, epoch),
-            loader._index_sampler,
+            _groups(_index_batches(loader), per_read),
             threads=loader.num_workers,
-            ahead=(loader.prefetch_factor or 2) * loader.num_workers,
+            ahead=max(under_way // per_read, loader.num_workers),
             name="fastload-worker",
             timeout=loader.timeout,
             start=loader.worker_init_fn,
@@ -169,32 +185,85 @@ class _ThreadIterator(Iterator[Any]):
         return len(self._loader)
 
     def __next__(self) -> Any:
-        batch = next(self._batches)
-        if isinstance(batch, ExceptionWrapper):
-            self._batches.close()
-            batch.reraise()
-        return batch
+        if not self._ready:
+            read = next(self._reads)
+            if isinstance(read, ExceptionWrapper):
+                self.close()
+                read.reraise()
+            self._ready.extend(read)
+        return self._ready.popleft()
 
     def close(self) -> None:
-        """Stop the threads, each after the batch in its hands."""
-        self._batches.close()
+        """Stop the threads, each after the batch in its hands, and drop what they read."""
+        self._reads.close()
+        self._ready.clear()
 
 
-def _reader(loader: DataLoader[Any], epoch: int | None) -> Callable[[Any], Any]:
-    """A function that reads what the sampler gave: a batch of indices, or one index where batching is off."""
-    dataset, collate_fn, batched = loader.dataset, loader.collate_fn, loader._auto_collation
+def _batches_per_read(loader: DataLoader[Any]) -> int:
+    if isinstance(loader.dataset, ImageDataset) and loader.batch_size and loader.collate_fn is collate:
+        return loader.dataset.batches_per_read(loader.batch_size)
+    return 1
+
+
+def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batches = iter(batches)
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _index_batches(loader: DataLoader[Any]) -> Iterable[Any]:
+    """What the loader's sampler gives; for an `ImageDataset` and torch's plain samplers the same order as arrays.
+
+    torch makes a Python int of each index first, 0.1 us and 32 bytes each while the workers wait for the interpreter.
+    """
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if isinstance(loader.dataset, ImageDataset) and type(batches) is BatchSampler and batches.sampler is sampler:
+        if type(sampler) is SequentialSampler:
+            return _slices(np.arange, len(loader.dataset), batches)
+        if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):
+            return _shuffled(len(loader.dataset), sampler.generator, batches)
+    given: Iterable[Any] = loader._index_sampler
+    return given
+
+
+def _shuffled(count: int, generator: torch.Generator | None, batches: BatchSampler) -> Iterator[npt.NDArray[np.int64]]:
+    """RandomSampler's order, with its draws: a seed or the user's generator first, and at the end an unused one."""
+    own = generator or torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+    order = torch.randperm(count, generator=own).numpy()
+    yield from _slices(lambda start, stop: order[start:stop], count, batches)
+    if generator is not None:
+        torch.randperm(count, generator=generator)
+
+
+def _slices(
+    of: Callable[[int, int], npt.NDArray[np.int64]], count: int, batches: BatchSampler
+) -> Iterator[npt.NDArray[np.int64]]:
+    size = batches.batch_size
+    end = count // size * size if batches.drop_last else count
+    for start in range(0, end, size):
+        yield of(start, min(start + size, end))
+
+
+def _reader(loader: DataLoader[Any], epoch: int | None) -> Callable[[list[Any]], list[Any] | ExceptionWrapper]:
+    """A function that reads a group of what the sampler gave: batches of indices, or indices where batching is off."""
+    dataset: Any = loader.dataset
+    collate_fn, batched = loader.collate_fn, loader._auto_collation
     pinned = loader.pin_memory and torch.accelerator.is_available()
     device = loader.pin_memory_device or None
 
-    def read(indices: Any) -> Any:
+    def read(group: list[Any]) -> list[Any] | ExceptionWrapper:
         context.epoch, context.pin = epoch, pinned
         try:
-            batch = collate_fn(_samples(dataset, indices) if batched else _sample(dataset, indices))
-            return pin_memory(batch, device) if pinned else batch
+            if len(group) > 1:
+                samples = dataset.__getitems__(np.concatenate(group)).split([len(indices) for indices in group])
+            else:
+                samples = [_samples(dataset, group[0]) if batched else _sample(dataset, group[0])]
+            batches = [collate_fn(batch) for batch in samples]
+            return [pin_memory(batch, device) for batch in batches] if pinned else batches
         except _SampleError as error:
             return error.wrapped
         except Exception:
-            return ExceptionWrapper(where=f"in a DataLoader worker thread, for indices {_shortened(indices)}")
+            return ExceptionWrapper(where=f"in a DataLoader worker thread, for indices {_shortened(group[0])}")
 
     return read
 

@@ -23,8 +23,10 @@ since a reader's memory map can't survive that.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
+import math
 import os
 import struct
 import threading
@@ -37,6 +39,7 @@ from typing import Any, NamedTuple
 import lmdb
 import numpy as np
 import numpy.typing as npt
+import torch
 import xxhash
 
 from . import record
@@ -75,8 +78,36 @@ class ColumnSpec(NamedTuple):
     @classmethod
     def of(cls, dtype: str, shape: Sequence[int] = ()) -> ColumnSpec:
         """The spec of a column whose chunks hold `COLUMN_CHUNK` bytes."""
-        row_bytes = max(1, np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)))
-        return cls(dtype, tuple(shape), max(1, COLUMN_CHUNK // row_bytes))
+        spec = cls(dtype, tuple(shape), 1)
+        return spec._replace(rows_per_chunk=max(1, COLUMN_CHUNK // spec.row_bytes))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+
+class _Span(NamedTuple):
+    """The chunks of a column as one tensor, so that a gather from many chunks is a single call without the GIL.
+
+    LMDB maps its file in one piece and aligns large values to pages, so all rows start at multiples of `unit` bytes
+    (a divisor of page and row) from the first one. `rows` is that memory as overlapping rows, one at every unit; most
+    are never asked for. starts: each chunk's first row. step: units from one row of a chunk to the next.
+    """
+
+    rows: torch.Tensor
+    starts: npt.NDArray[np.int64]
+    step: int
+
+    @classmethod
+    def of(cls, chunks: list[npt.NDArray[Any]], row_bytes: int) -> _Span:
+        """The span of these views of one memory map."""
+        addresses = [chunk.__array_interface__["data"][0] for chunk in chunks]
+        first, end = min(addresses), max(a + chunk.nbytes for a, chunk in zip(addresses, chunks, strict=True))
+        unit = math.gcd(row_bytes, *(address - first for address in addresses))
+        memory = torch.from_numpy(np.frombuffer((ctypes.c_uint8 * (end - first)).from_address(first), np.uint8))
+        rows = memory.as_strided(((end - first - row_bytes) // unit + 1, row_bytes), (unit, 1))
+        return cls(rows, np.array([(address - first) // unit for address in addresses]), row_bytes // unit)
 
 
 def _chunk_key(column: str, chunk: int) -> bytes:
@@ -114,21 +145,18 @@ class Column:
             yield self._chunk(chunk)
 
     def gather(self, indices: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Copy the rows at `indices` (int64, each in [0, len)) into `out` or a new array, chunk by chunk."""
+        """Copy the rows at `indices` (int64, each in [0, len): unchecked) into `out` or a new array."""
         if out is None:
             out = np.empty((len(indices), *self.shape), self.dtype)
-        if not len(indices):
-            return out
-        if indices.min() < 0 or indices.max() >= len(self):
-            raise IndexError(f"index {indices.min()} to {indices.max()} is out of range for {len(self)} samples")
         rows = self._spec.rows_per_chunk
         if len(self) <= rows:
             np.take(self._chunk(0), indices, axis=0, out=out, mode="clip")
             return out
+        span = self._store._span(self._name, self._spec)
         chunk_of, row_of = np.divmod(indices, rows)
-        for chunk in np.unique(chunk_of):
-            (where,) = np.nonzero(chunk_of == chunk)
-            out[where] = self._chunk(int(chunk))[row_of[where]]
+        places = torch.from_numpy(span.starts[chunk_of] + row_of * span.step)
+        as_bytes = torch.from_numpy(out.view(np.uint8).reshape(len(indices), self._spec.row_bytes))
+        torch.index_select(span.rows, 0, places, out=as_bytes)
         return out
 
     def _chunk(self, chunk: int) -> npt.NDArray[Any]:
@@ -156,6 +184,7 @@ class _Session:
         except lmdb.Error as error:
             raise StoreFormatError(f"{path}: not a fastload store ({error}); make one with `fastload pack`") from error
         self.chunks: dict[tuple[str, int], npt.NDArray[Any]] = {}
+        self.spans: dict[str, _Span] = {}
         weakref.finalize(self, self.environment.close)
 
     def get_meta(self, key: bytes) -> memoryview | None:
@@ -274,6 +303,7 @@ class Store:
         with _sessions_lock:
             if session is not None:
                 session.chunks.clear()
+                session.spans.clear()
                 session.environment.close()
             _check_file(self.path)
             status = os.stat(self.path)
@@ -308,12 +338,18 @@ class Store:
         if rows is None:
             value = session.get_meta(_chunk_key(column, chunk))
             count = min(spec.rows_per_chunk, len(self) - chunk * spec.rows_per_chunk)
-            row_bytes = np.dtype(spec.dtype).itemsize * int(np.prod(spec.shape, dtype=np.int64))
-            if value is None or len(value) != count * row_bytes:
+            if value is None or len(value) != count * spec.row_bytes:
                 raise StoreFormatError(f"{self.path}: column {column!r} is cut short; restore the store or pack again")
             rows = np.frombuffer(value, spec.dtype).reshape(count, *spec.shape)
             session.chunks[column, chunk] = rows
         return rows
+
+    def _span(self, column: str, spec: ColumnSpec) -> _Span:
+        session = self._open()
+        span = session.spans.get(column)
+        if span is None:
+            span = session.spans[column] = _Span.of(list(self.columns[column].chunks()), spec.row_bytes)
+        return span
 
 
 def check_manifest(manifest: dict[str, Any], path: str) -> None:
@@ -499,7 +535,7 @@ class StoreWriter:
 
     def _gather_column(self, name: str, spec: ColumnSpec, digest: xxhash.xxh3_128) -> Iterator[int]:
         """Copy a column's pieces into its chunks and give each chunk's checksum."""
-        chunk_bytes = spec.rows_per_chunk * len(self._pack_rows(name, [np.zeros(spec.shape, spec.dtype)]))
+        chunk_bytes = spec.rows_per_chunk * spec.row_bytes
         rest, chunk = bytearray(), 0
         for step in range(self._step):
             with self._environment.begin(db=self._meta) as transaction:

@@ -8,9 +8,7 @@ Who owns what: the consumer's iterator owns the threads. They know only the shar
 iterator which is closed, dropped or left by an exception stops them: each finishes the item in its hands, and no
 more. Threads are daemons, and are stopped and joined before the interpreter ends.
 
-`context` is what the code below a worker may ask about the work it is part of. Its buffers are used again, so that the
-hot path allocates nothing: `scratch` for every image, `batch` as soon as nobody holds the batch that was in it. Fresh
-memory costs page faults, 1.1 ms for 64 pictures of 224 x 224.
+`context` is what the code below a worker may ask about the work it is part of.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from __future__ import annotations
 import functools
 import math
 import queue
-import sys
 import threading
 import time
 import weakref
@@ -26,21 +23,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SCRATCH_KEPT = 256 << 20
-_WORTH_KEEPING = 256 << 10
-_BATCHES_KEPT = 8
 _PATIENCE = 10  # seconds that a thread gets to finish the item in its hands; it is a daemon, so the program can end
 
 
 class Context(threading.local):
-    """What a thread works on, set by the loader and read by the dataset; and the thread's buffers.
+    """What a thread works on, set by the loader and read by the dataset.
 
     epoch: the epoch of the batch in hand, None outside a loader. pin: whether batches go to page-locked memory.
     """
@@ -48,50 +38,6 @@ class Context(threading.local):
     epoch: int | None = None
     pin: bool = False
 
-    def __init__(self) -> None:
-        self._scratch: dict[str, npt.NDArray[np.uint8]] = {}
-        self._batches: list[npt.NDArray[np.uint8]] = []
-
-    def scratch(self, purpose: str, nbytes: int) -> npt.NDArray[np.uint8]:
-        """A flat uint8 buffer of this thread; what it held is lost at the next call with the same purpose."""
-        buffer = self._scratch.get(purpose)
-        if buffer is None or buffer.nbytes < nbytes:
-            buffer = np.empty(nbytes, np.uint8)
-            if nbytes <= _SCRATCH_KEPT:
-                self._scratch[purpose] = buffer
-        return buffer[:nbytes]
-
-    def batch(self, shape: tuple[int, int, int, int]) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
-        """Memory for a batch of pictures, uint8 (n, height, width, 3), as a tensor and as an array of the same bytes.
-
-        It belongs to whoever holds the tensor, the array or a view of either, and is given out again after that.
-        Page-locked memory is left to torch's own allocator, which knows when a copy to the device has ended.
-        """
-        if self.pin:
-            tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            return tensor, tensor.numpy()
-        array = self._take(math.prod(shape)).reshape(shape)
-        return torch.from_numpy(array), array
-
-    def _take(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        batches = self._batches
-        for i in range(len(batches)):
-            if batches[i].nbytes == nbytes and _references(batches, i) == _UNUSED:
-                return batches[i][:]
-        buffer = np.empty(nbytes, np.uint8)
-        if nbytes >= _WORTH_KEEPING:
-            if len(batches) == _BATCHES_KEPT:
-                del batches[0]
-            batches.append(buffer)
-        return buffer[:]
-
-
-def _references(buffers: list[npt.NDArray[np.uint8]], i: int) -> int:
-    return sys.getrefcount(buffers[i])
-
-
-_UNUSED = _references([np.empty(1, np.uint8)], 0)
-"""The count of a buffer that only its list refers to; it differs between Python versions, so it is measured."""
 
 context = Context()
 

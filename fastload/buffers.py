@@ -1,0 +1,64 @@
+"""Memory that is used again: fresh memory costs page faults, 1.1 ms for 64 pictures of 224 x 224.
+
+`BatchBuffers` lends memory for whole batches. What it lends belongs to whoever holds the tensor, the array or any view
+of them; when the last of these is gone, the memory comes back by itself, from whichever thread that was. `scratch` is
+memory of one thread for one image at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_FREE_KEPT = 8
+_SCRATCH_KEPT = 256 << 20
+
+
+class BatchBuffers:
+    """Memory for batches of pictures, shared by threads; at most eight buffers that nobody uses are kept."""
+
+    def __init__(self) -> None:
+        self._free: deque[bytearray] = deque(maxlen=_FREE_KEPT)
+
+    def take(self, shape: tuple[int, ...], pin: bool) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
+        """Memory for a uint8 batch of `shape`, as a tensor and as an array of the same bytes; contents undefined.
+
+        pin: page-locked memory. That is left to torch's own allocator, which knows when a copy to the device is over.
+        """
+        if pin:
+            tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            return tensor, tensor.numpy()
+        array = self._lend(math.prod(shape)).reshape(shape)
+        return torch.from_numpy(array), array
+
+    def _lend(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = bytearray(nbytes)
+        if len(memory) != nbytes:
+            memory = bytearray(nbytes)
+        # All views of this array, NumPy's and torch's, refer to it and not to `memory` (NumPy passes the base on only
+        # as far as it is an array). So it lives as long as any of them.
+        root = np.frombuffer(memory, np.uint8)
+        weakref.finalize(root, self._free.append, memory).atexit = False
+        return root
+
+
+_scratch = threading.local()
+
+
+def scratch(purpose: str, nbytes: int) -> npt.NDArray[np.uint8]:
+    """A flat uint8 buffer of this thread; what it held is lost at the next call with the same purpose."""
+    buffer: npt.NDArray[np.uint8] | None = getattr(_scratch, purpose, None)
+    if buffer is None or buffer.nbytes < nbytes:
+        buffer = np.empty(nbytes, np.uint8)
+        if nbytes <= _SCRATCH_KEPT:
+            setattr(_scratch, purpose, buffer)
+    return buffer[:nbytes]
