@@ -1,8 +1,9 @@
 """An image data loader for PyTorch that keeps the accelerator fed. README.md is the tour, `errors` the errors."""
 
 from . import errors, transforms
+from .batch import Batch, collate
 from .cache import ImageCache
-from .dataset import Batch, ImageDataset, collate
+from .dataset import ImageDataset
 from .errors import FastloadError
 from .factory import make_loader
 from .loader import DataLoader

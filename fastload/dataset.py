@@ -11,18 +11,18 @@ torch's default_collate copies it. A batch belongs to the user: its buffer is us
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from . import decode, record
+from .batch import Batch
 from .buffers import BatchBuffers
 from .cache import ImageCache
 from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
@@ -42,49 +42,7 @@ IGNORE_LABEL = -100
 
 _SKIP_TRIES = 100
 _GATHER_BYTES = 4 << 20
-
-
-class Batch(Sequence[tuple[Any, Any]]):
-    """The samples of a batch: item i is (picture, label). Samples are made when they are asked for.
-
-    images: a uint8 (or normalised) tensor (n, 3, height, width), or a list of pictures where they don't stack.
-    labels: int64 tensor (n,) or (n, labels), or a list of what a target transform returned.
-    """
-
-    def __init__(self, images: torch.Tensor | list[Any], labels: torch.Tensor | list[Any]) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        label = self.labels[index]
-        if isinstance(label, torch.Tensor) and label.dim() == 0:
-            label = int(label)
-        return self.images[index], label
-
-    def split(self, lengths: list[int]) -> list[Batch]:
-        """Consecutive batches of these lengths, which share this one's memory."""
-        ends = list(itertools.accumulate(lengths, initial=0))
-        return [Batch(self.images[a:b], self.labels[a:b]) for a, b in itertools.pairwise(ends)]
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        labels = (
-            self.labels.tolist() if isinstance(self.labels, torch.Tensor) and self.labels.dim() == 1 else self.labels
-        )
-        return zip(self.images, labels, strict=True)
-
-
-def collate(samples: Any) -> Any:
-    """torch's default_collate, except that a `Batch` is not copied: its tensors are handed on as [images, labels]."""
-    if isinstance(samples, Batch) and isinstance(samples.images, torch.Tensor):
-        return [
-            samples.images,
-            samples.labels if isinstance(samples.labels, torch.Tensor) else default_collate(samples.labels),
-        ]
-    return default_collate(samples)
+_PART = 8
 
 
 class ImageDataset(Dataset[tuple[Any, Any]]):
@@ -204,16 +162,18 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The samples at `indices`, read together; torch's fetcher calls this with a batch of indices."""
-        where = self._checked(indices)
-        labels = self.store.columns["label"].gather(where)
-        column = self._gathered
-        if column is not None:
-            tensor, array = self._buffers.take((len(where), *column.shape), context.pin)
-            column.gather(where, out=array)
-            images = self._finish(tensor, array)
-        else:
-            images = self._finish(*self._read(where.tolist(), labels))
-        return Batch(images, self._targets(labels))
+        reading = self.begin(indices)
+        for part in range(self.parts(len(indices))):
+            reading.fill(part)
+        return reading.finish()
+
+    def begin(self, indices: Sequence[int]) -> Reading:
+        """Start to read a batch whose parts several threads may fill; `__getitems__` is begin, fill, finish."""
+        return Reading(self, self._checked(indices))
+
+    def parts(self, count: int) -> int:
+        """Into how many parts the reading of `count` samples falls."""
+        return 1 if self._gathered is not None else max(1, -(-count // _PART))
 
     def batches_per_read(self, batch_size: int) -> int:
         """How many batches a worker thread does well to read together.
@@ -240,25 +200,25 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
             raise IndexError(f"index {high} is out of range for a dataset of {len(self)} samples")
         return where
 
-    def _read(self, indices: list[int], labels: npt.NDArray[np.int64]) -> tuple[torch.Tensor | None, Any]:
-        """Decode pictures: into one buffer (as a tensor and as an array) where their sizes agree, else a list."""
-        epoch = self.epoch if context.epoch is None else context.epoch
-        sizes = self._sizes(np.array(indices))
-        plans = [
-            self.transform.plans(size, SampleRandom(self.seed, epoch, index))
-            for size, index in zip(sizes, indices, strict=True)
-        ]
-        shapes = {plan[-1].output_size for plan in plans}
-        pictures: Any = [np.empty((*plan[-1].output_size, 3), np.uint8) for plan in plans] if len(shapes) > 1 else None
-        tensor = None
-        if pictures is None:
-            tensor, pictures = self._buffers.take((len(indices), *shapes.pop(), 3), context.pin)
-        for position, (index, size, plan) in enumerate(zip(indices, sizes, plans, strict=True)):
-            try:
-                self._draw(index, size, plan, pictures[position])
-            except FastloadError as error:
-                labels[position] = self._replace(index, error, pictures[position], epoch)
-        return tensor, pictures
+    def _finished(self, picture: Pixels) -> Any:
+        """A picture in the type that was asked for, with the transforms applied that follow the geometric ones."""
+        image: Any = picture
+        if self.image_type == "tensor":
+            image = torch.from_numpy(picture).permute(2, 0, 1)
+        elif self.image_type == "pil":
+            from PIL import Image
+
+            image = Image.fromarray(picture)
+        for transform in self.transform.rest:
+            image = transform(image)
+        return image
+
+    def _targets(self, labels: npt.NDArray[np.int64]) -> torch.Tensor | list[Any]:
+        if self.target_transform is None:
+            return torch.from_numpy(labels)
+        transform = self.target_transform
+        values = labels.tolist() if labels.ndim == 1 else list(torch.from_numpy(labels))
+        return [value if labels.ndim == 1 and value == IGNORE_LABEL else transform(value) for value in values]
 
     def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
         return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]
@@ -287,72 +247,11 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
             raise StoreError(f"the record says {field.width} x {field.height} pixels, the size column {size[::-1]}")
         return field
 
-    def _replace(self, index: int, error: FastloadError, out: Pixels, epoch: int) -> Any:
-        """Deal with a sample that failed: fill `out` and give the label that goes with it, or raise."""
-        if self.on_error == "raise":
-            raise DecodeError(f"sample {index}{self._name_of(index)}: {error}") from error
-        self.failures.report(index, str(error))
-        if self.on_error == "skip":
-            return self._another(index, out, epoch)
-        out[...] = 0
-        return IGNORE_LABEL
-
-    def _another(self, index: int, out: Pixels, epoch: int) -> Any:
-        """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
-        random = SampleRandom(self.seed, epoch, index)
-        for _ in range(_SKIP_TRIES):
-            other = random.integer(len(self))
-            size = self._sizes(np.array([other]))[0]
-            plans = self.transform.plans(size, SampleRandom(self.seed, epoch, other))
-            if plans[-1].output_size == out.shape[:2]:
-                try:
-                    self._draw(other, size, plans, out)
-                except FastloadError as error:
-                    self.failures.report(other, str(error))
-                else:
-                    return self.store.columns["label"][other]
-        raise TooManyFailures(
-            f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
-            "run `fastload verify --decode` on the store"
-        )
-
     def _name_of(self, index: int) -> str:
         try:
             return f" ({self.store[index].name})"
         except FastloadError:
             return ""
-
-    def _finish(self, tensor: torch.Tensor | None, pictures: Any) -> torch.Tensor | list[Any]:
-        """Apply what follows the geometric transforms, to the whole batch where that is possible."""
-        rest = self.transform.rest
-        if self.image_type == "tensor" and tensor is not None and all(isinstance(t, Normalize) for t in rest):
-            images = tensor.permute(0, 3, 1, 2)
-            for transform in rest:
-                images = transform(images)
-            return images
-        finished = []
-        for picture in pictures:
-            image = self._as_image_type(picture)
-            for transform in rest:
-                image = transform(image)
-            finished.append(image)
-        return finished
-
-    def _as_image_type(self, picture: Pixels) -> Any:
-        if self.image_type == "tensor":
-            return torch.from_numpy(picture).permute(2, 0, 1)
-        if self.image_type == "numpy":
-            return picture
-        from PIL import Image
-
-        return Image.fromarray(picture)
-
-    def _targets(self, labels: npt.NDArray[np.int64]) -> torch.Tensor | list[Any]:
-        if self.target_transform is None:
-            return torch.from_numpy(labels)
-        values = labels.tolist() if labels.ndim == 1 else list(torch.from_numpy(labels))
-        transform = self.target_transform
-        return [value if labels.ndim == 1 and value == IGNORE_LABEL else transform(value) for value in values]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_buffers"}
@@ -362,6 +261,97 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def __repr__(self) -> str:
         return f"ImageDataset({self.store.path!r}, {len(self)} samples, {self.transform})"
+
+
+class Reading:
+    """A batch that is being read. `fill` may run for several parts at once: each writes to its own samples' places."""
+
+    def __init__(self, dataset: ImageDataset, indices: npt.NDArray[np.int64]) -> None:
+        self._dataset = dataset
+        self._labels = dataset.store.columns["label"].gather(indices)
+        self._epoch = dataset.epoch if context.epoch is None else context.epoch
+        self._tensor: torch.Tensor | None = None
+        self._slots: Any
+        column = dataset._gathered
+        if column is not None:
+            self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.pin)
+            column.gather(indices, out=self._slots)
+            self._todo: list[tuple[int, Size, list[Plan]]] = []
+        else:
+            self._plan(indices)
+        self._whole = (
+            self._tensor is not None
+            and dataset.image_type == "tensor"
+            and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
+        )
+        self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
+
+    def _plan(self, indices: npt.NDArray[np.int64]) -> None:
+        """Decide every picture's geometry, and take one buffer for all if their sizes agree."""
+        dataset = self._dataset
+        self._todo = [
+            (index, size, dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, index)))
+            for index, size in zip(indices.tolist(), dataset._sizes(indices), strict=True)
+        ]
+        shapes = {plans[-1].output_size for _, _, plans in self._todo}
+        if len(shapes) == 1:
+            self._tensor, self._slots = dataset._buffers.take((len(indices), *shapes.pop(), 3), context.pin)
+        else:
+            self._slots = [np.empty((*plans[-1].output_size, 3), np.uint8) for _, _, plans in self._todo]
+
+    def fill(self, part: int) -> None:
+        """Decode the samples of one part into their slots, and apply what follows if it works on single pictures."""
+        dataset = self._dataset
+        for place, (index, size, plans) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
+            try:
+                dataset._draw(index, size, plans, self._slots[place])
+            except FastloadError as error:
+                self._labels[place] = self._replacement(index, error, self._slots[place])
+        if not self._whole:
+            last = (part + 1) * _PART if self._todo else len(self._labels)
+            for place in range(part * _PART, min(last, len(self._labels))):
+                self._pictures[place] = dataset._finished(self._slots[place])
+
+    def finish(self) -> Batch:
+        """The batch, once all parts are filled."""
+        dataset = self._dataset
+        images: torch.Tensor | list[Any] = self._pictures
+        if self._whole:
+            assert self._tensor is not None
+            images = self._tensor.permute(0, 3, 1, 2)
+            for normalize in dataset.transform.rest:
+                images = normalize(images)
+        return Batch(images, dataset._targets(self._labels))
+
+    def _replacement(self, index: int, error: FastloadError, out: Pixels) -> Any:
+        """Deal with a sample that failed: fill `out` and give the label that goes with it, or raise."""
+        if self._dataset.on_error == "raise":
+            raise DecodeError(f"sample {index}{self._dataset._name_of(index)}: {error}") from error
+        self._dataset.failures.report(index, str(error))
+        if self._dataset.on_error == "skip":
+            return self._another(index, out)
+        out[...] = 0
+        return IGNORE_LABEL
+
+    def _another(self, index: int, out: Pixels) -> Any:
+        """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
+        dataset = self._dataset
+        random = SampleRandom(dataset.seed, self._epoch, index)
+        for _ in range(_SKIP_TRIES):
+            other = random.integer(len(dataset))
+            size = dataset._sizes(np.array([other]))[0]
+            plans = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, other))
+            if plans[-1].output_size == out.shape[:2]:
+                try:
+                    dataset._draw(other, size, plans, out)
+                except FastloadError as error:
+                    self._dataset.failures.report(other, str(error))
+                else:
+                    return dataset.store.columns["label"][other]
+        raise TooManyFailures(
+            f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
+            "run `fastload verify --decode` on the store"
+        )
 
 
 def _limit(max_failures: int | float | None, count: int) -> int | None:

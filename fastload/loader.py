@@ -2,8 +2,9 @@
 
 `DataLoader` is a subclass with torch's signature and defaults. What it adds is one choice, `worker_type`. With process
 workers (foreign datasets), with none, and for iterable datasets torch's own machinery runs, untouched. With thread
-workers each batch of indices goes to one thread, which has the dataset read it into one buffer; the buffer is what
-comes out. Batches arrive in order, `prefetch_factor * num_workers` of them under way at most.
+workers each batch of an `ImageDataset` is read by all threads together, eight samples at a time, into one buffer,
+which is what comes out; a batch of another dataset is one thread's. Batches arrive in order,
+`prefetch_factor * num_workers` of them under way at most.
 
 Threads start in a millisecond, share one cache and one store, and see the dataset itself, not a copy of it. They
 run in parallel as far as the dataset's work releases the interpreter lock, as decoding and resizing do.
@@ -12,6 +13,7 @@ run in parallel as far as the dataset's work releases the interpreter lock, as d
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar, get_args
@@ -33,8 +35,9 @@ from torch.utils.data import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from .dataset import ImageDataset, collate
-from .workers import OrderedMap, context
+from .batch import collate
+from .dataset import ImageDataset, Reading
+from .workers import OrderedJobs, context
 
 WorkerType = Literal["auto", "thread", "process"]
 
@@ -163,7 +166,7 @@ def _is_thread_safe(dataset: Any) -> bool:
 
 
 class _ThreadIterator(Iterator[Any]):
-    """One pass over a loader with thread workers. Dropping it stops them: they know only what `_reader` holds."""
+    """One pass over a loader with thread workers. Dropping it stops them: they know only what `_Reader` holds."""
 
     def __init__(self, loader: DataLoader[Any], epoch: int | None) -> None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # torch's iterators draw a seed here
@@ -171,9 +174,8 @@ class _ThreadIterator(Iterator[Any]):
         per_read = _batches_per_read(loader)
         under_way = (loader.prefetch_factor or 2) * loader.num_workers
         self._ready: deque[Any] = deque()
-        self._reads: OrderedMap[Any, Any] = OrderedMap(
-            _reader(loader, epoch),
-            _groups(_index_batches(loader), per_read),
+        self._reads: OrderedJobs[Any] = OrderedJobs(
+            map(_Reader(loader, epoch), _groups(_index_batches(loader), per_read)),
             threads=loader.num_workers,
             ahead=max(under_way // per_read, loader.num_workers),
             name="fastload-worker",
@@ -194,7 +196,7 @@ class _ThreadIterator(Iterator[Any]):
         return self._ready.popleft()
 
     def close(self) -> None:
-        """Stop the threads, each after the batch in its hands, and drop what they read."""
+        """Stop the threads, each after the part in its hands, and drop what they read."""
         self._reads.close()
         self._ready.clear()
 
@@ -244,28 +246,70 @@ def _slices(
         yield of(start, min(start + size, end))
 
 
-def _reader(loader: DataLoader[Any], epoch: int | None) -> Callable[[list[Any]], list[Any] | ExceptionWrapper]:
-    """A function that reads a group of what the sampler gave: batches of indices, or indices where batching is off."""
-    dataset: Any = loader.dataset
-    collate_fn, batched = loader.collate_fn, loader._auto_collation
-    pinned = loader.pin_memory and torch.accelerator.is_available()
-    device = loader.pin_memory_device or None
+class _Reader:
+    """What thread workers know of a loader. Calling it with what the sampler gave makes a job of it."""
 
-    def read(group: list[Any]) -> list[Any] | ExceptionWrapper:
-        context.epoch, context.pin = epoch, pinned
+    def __init__(self, loader: DataLoader[Any], epoch: int | None) -> None:
+        self.dataset: Any = loader.dataset
+        self.collate, self.batched, self.epoch = loader.collate_fn, loader._auto_collation, epoch
+        self.pinned = loader.pin_memory and torch.accelerator.is_available()
+        self.device = loader.pin_memory_device or None
+
+    def __call__(self, group: list[Any]) -> _Read:
+        return _Read(self, group)
+
+
+class _Read:
+    """A group of batches to be read (see `Job`); its result is a list of batches, or the error that came first."""
+
+    def __init__(self, reader: _Reader, group: list[Any]) -> None:
+        self._reader, self._group = reader, group
+        shared = reader.batched and isinstance(reader.dataset, ImageDataset)
+        self.parts: int = reader.dataset.parts(sum(map(len, group))) if shared else 1
+        self._shared = shared
+        self._reading: Reading | None = None
+        self._samples: Any = None
+        self._lock = threading.Lock()
+        self._error: ExceptionWrapper | None = None
+
+    def run(self, part: int) -> None:
+        reader = self._reader
+        context.epoch, context.pin = reader.epoch, reader.pinned
         try:
-            if len(group) > 1:
-                samples = dataset.__getitems__(np.concatenate(group)).split([len(indices) for indices in group])
+            if self._error is not None:
+                return
+            if self._shared:
+                self._begun().fill(part)
             else:
-                samples = [_samples(dataset, group[0]) if batched else _sample(dataset, group[0])]
-            batches = [collate_fn(batch) for batch in samples]
-            return [pin_memory(batch, device) for batch in batches] if pinned else batches
+                read = _samples if reader.batched else _sample
+                self._samples = read(reader.dataset, self._group[0])
         except _SampleError as error:
-            return error.wrapped
+            self._error = error.wrapped
         except Exception:
-            return ExceptionWrapper(where=f"in a DataLoader worker thread, for indices {_shortened(group[0])}")
+            self._error = self._wrapped()
 
-    return read
+    def result(self) -> list[Any] | ExceptionWrapper:
+        reader = self._reader
+        try:
+            if self._error is None:
+                samples = [self._samples]
+                if self._reading is not None:
+                    samples = self._reading.finish().split([len(indices) for indices in self._group])
+                batches = [reader.collate(batch) for batch in samples]
+                return [pin_memory(batch, reader.device) for batch in batches] if reader.pinned else batches
+        except Exception:
+            return self._wrapped()
+        return self._error
+
+    def _begun(self) -> Reading:
+        with self._lock:
+            if self._reading is None:
+                group = self._group
+                self._reading = self._reader.dataset.begin(np.concatenate(group) if len(group) > 1 else group[0])
+            return self._reading
+
+    def _wrapped(self) -> ExceptionWrapper:
+        return ExceptionWrapper(where=f"in a DataLoader worker thread, for indices {_shortened(self._group[0])}")
 
 
 class _SampleError(Exception):

@@ -35,7 +35,7 @@ from .geometry import Plan, Size
 from .jpeg import Pixels
 from .sources import Format, Item, Source, open_source
 from .store import ColumnSpec, Store, StoreWriter
-from .workers import OrderedMap
+from .workers import ordered_map
 
 Encode = Literal["keep", "jpeg", "raw"]
 Exif = Literal["apply", "ignore"]
@@ -232,7 +232,7 @@ def _write(
     fingerprint = json.dumps([source.digest(), asdict(options), fixed, version("fastload")])
     total = len(source.items)
     with StoreWriter(final, columns, fingerprint) as writer:
-        prepared = OrderedMap(
+        prepared = ordered_map(
             lambda item: _prepare(item, options, fixed),
             source.items[writer.done :],
             threads=threads,
@@ -309,7 +309,7 @@ def _common_size(source: Source, options: Options, threads: int) -> Size | None:
 
     common: Size | None = None
     items = (item for item in source.items if item.problem is None)
-    sizes = OrderedMap(size_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
+    sizes = ordered_map(size_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
     with contextlib.closing(sizes):
         for size in sizes:
             if size is not None and common is not None and size != common:

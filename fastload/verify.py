@@ -14,7 +14,7 @@ from .doctor import usable_cores
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .geometry import upright_size
 from .store import Store
-from .workers import OrderedMap
+from .workers import ordered_map
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def verify(
     store = Store(path)
     damaged = _check_columns(store)
     threads = workers or usable_cores()
-    results = OrderedMap(
+    results = ordered_map(
         lambda index: _check_sample(store, index, decode_images),
         range(len(store)),
         threads=threads,

@@ -1,11 +1,12 @@
 """Threads that work ahead, in order, and what each of them keeps.
 
-`OrderedMap` is the one way in which fastload uses threads, for loading and for packing: a function is applied to a
-stream of items by several threads, at most `ahead` items are under way, and results come out in the items' order. The
-items are drawn by the consumer's thread, one whenever a result is taken, so samplers run where they always ran.
+`OrderedJobs` is the one way in which fastload uses threads, for loading and for packing. Jobs are drawn by the
+consumer's thread, one whenever a result is taken, so samplers run where they always ran; at most `ahead` are under way;
+results come out in the jobs' order. A job may fall into parts, and then all threads work on it together: a batch is
+ready soonest, fewer unfinished ones take up memory, and no thread is idle while another has a whole batch to go.
 
 Who owns what: the consumer's iterator owns the threads. They know only the shared queue, never the iterator, so that an
-iterator which is closed, dropped or left by an exception stops them: each finishes the item in its hands, and no
+iterator which is closed, dropped or left by an exception stops them: each finishes the part in its hands, and no
 more. Threads are daemons, and are stopped and joined before the interpreter ends.
 
 `context` is what the code below a worker may ask about the work it is part of.
@@ -21,10 +22,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 _PATIENCE = 10  # seconds that a thread gets to finish the item in its hands; it is a daemon, so the program can end
 
@@ -42,45 +44,86 @@ class Context(threading.local):
 context = Context()
 
 
-class _Task(Generic[T, R]):
-    """One item on its way to its result. `ready` is held until there is one."""
+class Job(Protocol[R_co]):
+    """A piece of work that several threads may share.
 
-    __slots__ = ("error", "item", "ready", "result")
+    parts: into how many it falls. `run` is called once for each, by any thread, at any time; `result` once after that.
+    """
 
-    def __init__(self, item: T) -> None:
-        self.item = item
+    parts: int
+
+    def run(self, part: int) -> None: ...
+
+    def result(self) -> R_co: ...
+
+
+class _Call(Generic[T, R]):
+    """A function call as a job of one part."""
+
+    parts = 1
+
+    def __init__(self, function: Callable[[T], R], item: T) -> None:
+        self._function, self._item = function, item
+
+    def run(self, part: int) -> None:
+        self._result = self._function(self._item)
+
+    def result(self) -> R:
+        return self._result
+
+
+class _Task(Generic[R]):
+    """A job on its way to its result. `ready` is held until it has a result or an error."""
+
+    __slots__ = ("error", "job", "left", "lock", "ready", "result")
+
+    def __init__(self, job: Job[R]) -> None:
+        self.job = job
+        self.left = job.parts
+        self.lock = threading.Lock()
         self.result: R
         self.error: BaseException | None = None
         self.ready = threading.Lock()
         self.ready.acquire()
 
+    def run(self, part: int, failed: BaseException | None) -> None:
+        """Do one part, and what follows the last one. failed: why this thread can't."""
+        try:
+            if failed is not None:
+                raise failed
+            if self.error is None:
+                self.job.run(part)
+        except BaseException as error:
+            self.error = error
+        with self.lock:
+            self.left -= 1
+            last = self.left == 0
+        if last:
+            try:
+                if self.error is None:
+                    self.result = self.job.result()
+            except BaseException as error:
+                self.error = error
+            self.ready.release()
 
-def _work(
-    tasks: queue.SimpleQueue[_Task[T, R] | None],
-    function: Callable[[T], R],
-    start: Callable[[], None] | None,
-    stopped: threading.Event,
-) -> None:
+
+_Tasks = queue.SimpleQueue[tuple[_Task[Any], int] | None]
+
+
+def _work(tasks: _Tasks, start: Callable[[], None] | None, stopped: threading.Event) -> None:
     failed: BaseException | None = None
     if start is not None:
         try:
             start()
         except BaseException as error:
             failed = error
-    while (task := tasks.get()) is not None and not stopped.is_set():
-        try:
-            if failed is not None:
-                raise failed
-            task.result = function(task.item)
-        except BaseException as error:
-            task.error = error
-        task.ready.release()
-        del task
+    while (work := tasks.get()) is not None and not stopped.is_set():
+        task, part = work
+        task.run(part, failed)
+        del task, work
 
 
-def _stop(
-    tasks: queue.SimpleQueue[_Task[T, R] | None], threads: list[threading.Thread], stopped: threading.Event
-) -> None:
+def _stop(tasks: _Tasks, threads: list[threading.Thread], stopped: threading.Event) -> None:
     stopped.set()
     for _ in threads:
         tasks.put(None)
@@ -89,21 +132,21 @@ def _stop(
             thread.join(_PATIENCE)
 
 
-class OrderedMap(Iterator[R], Generic[T, R]):
-    """`function` of each item, in order, computed by `threads` threads that are at most `ahead` items ahead.
+class OrderedJobs(Iterator[R]):
+    """The results of jobs, in order, computed by `threads` threads that are at most `ahead` jobs ahead.
 
-    name: what the threads are called, followed by their number. timeout: seconds to wait for a result before raising
-    RuntimeError, 0 to wait forever. start: called in each thread first, with its number.
+    All threads work on the earliest job that has parts left. name: what the threads are called, followed by their
+    number. timeout: seconds to wait for a result before raising RuntimeError, 0 to wait forever. start: called in
+    each thread first, with its number.
 
-    An error of the function is raised where its result would have come, with the worker's traceback, and closes the
-    map. An error of `items` is raised after the results of the items before it. `close` stops the threads after the
-    item in hand; leaving the object to the garbage collector does the same.
+    An error of a job is raised where its result would have come, with the worker's traceback, and closes the
+    iterator. An error of `jobs` is raised after the results of the jobs before it. `close` stops the threads after the
+    part in hand; leaving the object to the garbage collector does the same.
     """
 
     def __init__(
         self,
-        function: Callable[[T], R],
-        items: Iterable[T],
+        jobs: Iterable[Job[R]],
         *,
         threads: int,
         ahead: int,
@@ -111,16 +154,16 @@ class OrderedMap(Iterator[R], Generic[T, R]):
         timeout: float = 0,
         start: Callable[[int], None] | None = None,
     ) -> None:
-        self._items = iter(items)
+        self._jobs = iter(jobs)
         self._timeout = timeout or math.inf
-        self._waiting: deque[_Task[T, R]] = deque()
-        self._tasks: queue.SimpleQueue[_Task[T, R] | None] = queue.SimpleQueue()
+        self._waiting: deque[_Task[R]] = deque()
+        self._tasks: _Tasks = queue.SimpleQueue()
         self._end: Exception | None = None
         stopped = threading.Event()
         workers = [
             threading.Thread(
                 target=_work,
-                args=(self._tasks, function, start and functools.partial(start, i), stopped),
+                args=(self._tasks, start and functools.partial(start, i), stopped),
                 name=f"{name}-{i}",
                 daemon=True,
             )
@@ -135,12 +178,13 @@ class OrderedMap(Iterator[R], Generic[T, R]):
     def _submit(self) -> None:
         if self._end is None:
             try:
-                task = _Task[T, R](next(self._items))
-            except Exception as error:  # StopIteration, or an error of the items: raised in its turn
+                task = _Task(next(self._jobs))
+            except Exception as error:  # StopIteration, or an error of the jobs: raised in its turn
                 self._end = error
             else:
                 self._waiting.append(task)
-                self._tasks.put(task)
+                for part in range(task.job.parts):
+                    self._tasks.put((task, part))
 
     def __next__(self) -> R:
         if not self._waiting:
@@ -163,7 +207,14 @@ class OrderedMap(Iterator[R], Generic[T, R]):
         return task.result
 
     def close(self) -> None:
-        """Stop the threads, each after the item in its hands, and drop all results; harmless when repeated."""
+        """Stop the threads, each after the part in its hands, and drop all results; harmless when repeated."""
         self._stop()
         self._waiting.clear()
         self._end = StopIteration()
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int, name: str
+) -> OrderedJobs[R]:
+    """`function` of each item, in order; see `OrderedJobs`."""
+    return OrderedJobs((_Call(function, item) for item in items), threads=threads, ahead=ahead, name=name)
