@@ -192,12 +192,12 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
     def _checked(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """The indices as an array, negative ones counted from the end."""
         where = np.asarray(indices, np.int64)
-        if len(where) and (low := int(where.min())) < 0:
-            if low < -len(self):
-                raise IndexError(f"index {low} is out of range for a dataset of {len(self)} samples")
-            where = np.where(where < 0, where + len(self), where)
-        if len(where) and (high := int(where.max())) >= len(self):
-            raise IndexError(f"index {high} is out of range for a dataset of {len(self)} samples")
+        count = len(self)
+        if len(where) and where.view(np.uint64).max() >= count:  # as unsigned, a negative one is out of range too
+            wrong = where[(where < -count) | (where >= count)]
+            if len(wrong):
+                raise IndexError(f"index {wrong[0]} is out of range for a dataset of {count} samples")
+            where = np.where(where < 0, where + count, where)
         return where
 
     def _finished(self, picture: Pixels) -> Any:

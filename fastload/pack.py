@@ -34,7 +34,8 @@ from .errors import DecodeError, FastloadError, PackError, SourceError
 from .geometry import Plan, Size
 from .jpeg import Pixels
 from .sources import Format, Item, Source, open_source
-from .store import ColumnSpec, Store, StoreWriter
+from .store import ColumnSpec, Store
+from .store_writer import StoreWriter
 from .workers import ordered_map
 
 Encode = Literal["keep", "jpeg", "raw"]

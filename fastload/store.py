@@ -1,4 +1,4 @@
-"""The store: one LMDB file of records and columns. No other module imports lmdb.
+"""The store: one LMDB file of records and columns, and reading it. Only this module and `store_writer` use lmdb.
 
 Two named databases. `samples` maps an 8-byte big-endian index to a record (see `record`). `meta` holds
 
@@ -14,15 +14,10 @@ A reader is safe under threads (a transaction each), fork, spawn and pickling: e
 itself, at first use. LMDB allows one open environment per file and process, so all stores of a process share it. What
 is handed to the hot path (`Store.view`, `Column.gather` from chunks) are views of the map, valid while the store is
 alive; what is handed to users (`Store[i]`, `Column[i]`) are copies.
-
-A writer works on `NAME.partial` in committed steps and renames it at the end, after syncing: the final name never
-shows half a store. An interrupted pack goes on from its last commit. Files are replaced, never modified in place,
-since a reader's memory map can't survive that.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import json
@@ -31,26 +26,23 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 import torch
-import xxhash
 
 from . import record
-from .errors import PackError, StoreError, StoreFormatError
+from .errors import StoreError, StoreFormatError
 
 FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
 
-_STEP_BYTES = 32 << 20
 _META_MAGIC = 0xBEEFC0DE
-_key = struct.Struct(">Q").pack
+sample_key = struct.Struct(">Q").pack
 
 
 @dataclass(frozen=True)
@@ -92,12 +84,12 @@ class _Span(NamedTuple):
 
     LMDB maps its file in one piece and aligns large values to pages, so all rows start at multiples of `unit` bytes
     (a divisor of page and row) from the first one. `rows` is that memory as overlapping rows, one at every unit; most
-    are never asked for. starts: each chunk's first row. step: units from one row of a chunk to the next.
+    are never asked for. Sample i of chunk c is row i * step + shifts[c].
     """
 
     rows: torch.Tensor
-    starts: npt.NDArray[np.int64]
     step: int
+    shifts: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, chunks: list[npt.NDArray[Any]], row_bytes: int) -> _Span:
@@ -107,10 +99,13 @@ class _Span(NamedTuple):
         unit = math.gcd(row_bytes, *(address - first for address in addresses))
         memory = torch.from_numpy(np.frombuffer((ctypes.c_uint8 * (end - first)).from_address(first), np.uint8))
         rows = memory.as_strided(((end - first - row_bytes) // unit + 1, row_bytes), (unit, 1))
-        return cls(rows, np.array([(address - first) // unit for address in addresses]), row_bytes // unit)
+        step = row_bytes // unit
+        before = itertools.accumulate((len(chunk) for chunk in chunks[:-1]), initial=0)
+        shifts = [(a - first) // unit - count * step for a, count in zip(addresses, before, strict=True)]
+        return cls(rows, step, np.array(shifts))
 
 
-def _chunk_key(column: str, chunk: int) -> bytes:
+def chunk_key(column: str, chunk: int) -> bytes:
     return f"column/{column}/{chunk:08d}".encode()
 
 
@@ -153,10 +148,10 @@ class Column:
             np.take(self._chunk(0), indices, axis=0, out=out, mode="clip")
             return out
         span = self._store._span(self._name, self._spec)
-        chunk_of, row_of = np.divmod(indices, rows)
-        places = torch.from_numpy(span.starts[chunk_of] + row_of * span.step)
+        places = indices * span.step
+        places += span.shifts[indices // rows]
         as_bytes = torch.from_numpy(out.view(np.uint8).reshape(len(indices), self._spec.row_bytes))
-        torch.index_select(span.rows, 0, places, out=as_bytes)
+        torch.index_select(span.rows, 0, torch.from_numpy(places), out=as_bytes)
         return out
 
     def _chunk(self, chunk: int) -> npt.NDArray[Any]:
@@ -264,7 +259,7 @@ class Store:
         local = self._local
         if local.pid != os.getpid():
             self._begin()
-        value = local.get(_key(index))
+        value = local.get(sample_key(index))
         if value is None:
             raise StoreError(f"{self.path}: sample {index} of {len(self)} is missing; the store is damaged")
         return value
@@ -305,7 +300,7 @@ class Store:
                 session.chunks.clear()
                 session.spans.clear()
                 session.environment.close()
-            _check_file(self.path)
+            check_file(self.path)
             status = os.stat(self.path)
             key = (os.getpid(), status.st_dev, status.st_ino)
             session = _sessions.get(key)
@@ -336,7 +331,7 @@ class Store:
         session = self._open()
         rows = session.chunks.get((column, chunk))
         if rows is None:
-            value = session.get_meta(_chunk_key(column, chunk))
+            value = session.get_meta(chunk_key(column, chunk))
             count = min(spec.rows_per_chunk, len(self) - chunk * spec.rows_per_chunk)
             if value is None or len(value) != count * spec.row_bytes:
                 raise StoreFormatError(f"{self.path}: column {column!r} is cut short; restore the store or pack again")
@@ -373,7 +368,7 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
         raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
 
 
-def _check_file(path: str) -> None:
+def check_file(path: str) -> None:
     """Refuse what LMDB would crash on: a map that reaches beyond the end of its file is SIGBUS, not an error.
 
     The layout of the two meta pages is LMDB's own (mdb.c, `MDB_meta`, data version 1, 64-bit).
@@ -394,208 +389,3 @@ def _check_file(path: str) -> None:
         raise StoreFormatError(
             f"{path}: cut short, {size} bytes of {needed}; copy it again from where it came, or pack it again"
         )
-
-
-class StoreWriter:
-    """Writes a store step by step; `finish` gives it its name.
-
-    path: the final path. columns: the columns that each sample fills; a step holds one chunk of a column named
-    `image`. fingerprint: what is packed and how; a partial file with another fingerprint is started over.
-
-    On return `done` says how many items of the source the partial store has dealt with already (0 for a new one),
-    `count` how many samples they gave. Leaving the context without `finish` keeps the committed steps for the next run.
-
-    Raises:
-        PackError: the file system refuses: no space, no permission, no such folder.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], columns: Mapping[str, ColumnSpec], fingerprint: str) -> None:
-        self.path = os.path.abspath(path)
-        self.partial = self.path + ".partial"
-        self.columns = dict(columns)
-        self.count = self.done = self.quarantined = self._step = 0
-        self._fingerprint = fingerprint
-        self._complete = False
-        self._pending: list[tuple[bytes, bytes]] = []
-        self._pending_bytes = 0
-        self._rows: dict[str, list[Any]] = {name: [] for name in columns}
-        self._left_out: list[dict[str, str]] = []
-        if not self._resume():
-            Path(self.partial).unlink(missing_ok=True)
-            self._open()
-
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._environment.close()
-
-    def _open(self) -> None:
-        try:
-            self._environment = lmdb.open(self.partial, subdir=False, lock=False, max_dbs=2, map_size=256 << 20)
-            self._samples = self._environment.open_db(b"samples")
-            self._meta = self._environment.open_db(b"meta")
-        except lmdb.Error as error:
-            raise _pack_error(error, self.partial) from error
-
-    def _resume(self) -> bool:
-        """Open the partial file of an interrupted run and take its progress; False if there is none to go on with."""
-        if not os.path.exists(self.partial):
-            return False
-        try:
-            _check_file(self.partial)
-        except StoreFormatError:
-            return False
-        self._open()
-        try:
-            with self._environment.begin(db=self._meta) as transaction:
-                progress = json.loads(transaction.get(b"progress") or b"{}")
-                self._complete = transaction.get(b"manifest") is not None
-        except (lmdb.Error, ValueError):
-            progress = {}
-        if progress.get("fingerprint") != self._fingerprint:
-            self._complete = False
-            self._environment.close()
-            return False
-        self.count, self.done = progress["count"], progress["done"]
-        self.quarantined, self._step = progress["quarantined"], progress["step"]
-        return True
-
-    def add(self, fields: Sequence[record.Field], row: Mapping[str, Any]) -> None:
-        """Append one sample: its record and its value in each column."""
-        value = record.build(fields)
-        self._pending.append((_key(self.count), value))
-        self._pending_bytes += len(value)
-        for name, cells in self._rows.items():
-            cells.append(row[name])
-        self.count += 1
-
-    def leave_out(self, name: str, reason: str) -> None:
-        """Put an item of the source on the quarantine list."""
-        self._left_out.append({"name": name, "reason": reason})
-        self.quarantined += 1
-
-    def advance(self) -> None:
-        """Say that one more item of the source is dealt with; commits when enough has gathered."""
-        self.done += 1
-        image = self.columns.get("image")
-        if len(self._pending) == image.rows_per_chunk if image else self._pending_bytes >= _STEP_BYTES:
-            self.commit()
-
-    def commit(self) -> None:
-        """Write what has gathered to disk, durably."""
-        puts = {self._piece_key(name, self._step): self._pack_rows(name, rows) for name, rows in self._rows.items()}
-        if self._left_out:
-            puts[b"quarantine/%08d" % self._step] = json.dumps(self._left_out).encode()
-        self._step += 1
-        progress = {"fingerprint": self._fingerprint, "count": self.count, "done": self.done}
-        progress |= {"quarantined": self.quarantined, "step": self._step}
-        puts[b"progress"] = json.dumps(progress).encode()
-        self._write(puts, self._pending)
-        self._pending, self._pending_bytes, self._left_out = [], 0, []
-        for rows in self._rows.values():
-            rows.clear()
-
-    def first_left_out(self) -> dict[str, str]:
-        """The first entry of the quarantine list, for a message; {} where there is none."""
-        with self._environment.begin(db=self._meta) as transaction, transaction.cursor() as cursor:
-            stored = json.loads(cursor.value()) if cursor.set_range(b"quarantine/") else []
-        return next(iter(stored + self._left_out), {})
-
-    def discard(self) -> None:
-        """Remove the partial file: nothing in it is worth another run."""
-        self._environment.close()
-        Path(self.partial).unlink(missing_ok=True)
-
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Commit, gather the columns' pieces into chunks, write the manifest, sync, and give the file its name.
-
-        manifest: classes, fields, options and what else `Store.manifest` should show; count, columns, digest and the
-        format version are added here.
-        """
-        if not self._complete:
-            if self._pending or self._left_out or not self._step:
-                self.commit()
-            digest = xxhash.xxh3_128()
-            columns = {}
-            for name, spec in sorted(self.columns.items()):
-                columns[name] = spec._asdict() | {"checksums": list(self._gather_column(name, spec, digest))}
-            digest.update(json.dumps([manifest["classes"], manifest["fields"]]).encode())
-            whole = {"format_version": FORMAT_VERSION, "count": self.count, "digest": digest.hexdigest(), **manifest}
-            whole |= {"columns": columns, "quarantined": self.quarantined}
-            self._write({b"manifest": json.dumps(whole).encode()}, drop=b"step/")
-        self._publish()
-
-    def _piece_key(self, column: str, step: int) -> bytes:
-        return _chunk_key(column, step) if column == "image" else b"step/%08d/%s" % (step, column.encode())
-
-    def _pack_rows(self, column: str, rows: list[Any]) -> bytes:
-        spec = self.columns[column]
-        return np.asarray(rows, spec.dtype).reshape(len(rows), *spec.shape).tobytes()
-
-    def _gather_column(self, name: str, spec: ColumnSpec, digest: xxhash.xxh3_128) -> Iterator[int]:
-        """Copy a column's pieces into its chunks and give each chunk's checksum."""
-        chunk_bytes = spec.rows_per_chunk * spec.row_bytes
-        rest, chunk = bytearray(), 0
-        for step in range(self._step):
-            with self._environment.begin(db=self._meta) as transaction:
-                rest += transaction.get(self._piece_key(name, step)) or b""
-            while len(rest) >= chunk_bytes or (rest and step == self._step - 1):
-                piece = bytes(rest[:chunk_bytes])
-                del rest[:chunk_bytes]
-                if name != "image":
-                    self._write({_chunk_key(name, chunk): piece})
-                digest.update(piece)
-                yield record.checksum(piece)
-                chunk += 1
-
-    def _write(
-        self, meta: Mapping[bytes, bytes], samples: Sequence[tuple[bytes, bytes]] = (), drop: bytes | None = None
-    ) -> None:
-        """Put values, and drop the meta keys that begin with `drop`, in one transaction, growing the map as needed."""
-        needed = sum(len(value) + 8192 for value in itertools.chain(meta.values(), (value for _, value in samples)))
-        try:
-            info = self._environment.info()
-            if (info["last_pgno"] + 1) * 4096 + 2 * needed > info["map_size"]:
-                self._environment.set_mapsize(2 * info["map_size"] + 2 * needed)
-            with self._environment.begin(write=True) as transaction:
-                for key, value in samples:
-                    transaction.put(key, value, db=self._samples, append=True)
-                for key, value in meta.items():
-                    transaction.put(key, value, db=self._meta)
-                if drop is not None:
-                    _drop_prefix(transaction, self._meta, drop)
-        except lmdb.Error as error:
-            raise _pack_error(error, self.partial) from error
-
-    def _publish(self) -> None:
-        """Sync the partial file, rename it to its final name, and sync the folder: in this order, for power cuts."""
-        last_page = self._environment.info()["last_pgno"]
-        page_size = self._environment.stat()["psize"]
-        self._environment.close()
-        with open(self.partial, "r+b") as file:
-            if file.seek(0, os.SEEK_END) < (last_page + 1) * page_size:
-                file.truncate((last_page + 1) * page_size)
-            os.fsync(file.fileno())
-        os.replace(self.partial, self.path)
-        if os.name == "posix":
-            folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
-            with contextlib.suppress(OSError):  # some network file systems have no folder sync
-                os.fsync(folder)
-            os.close(folder)
-
-
-def _drop_prefix(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> None:
-    with transaction.cursor(db=database) as cursor:
-        found = cursor.set_range(prefix)
-        while found and cursor.key().startswith(prefix):
-            found = cursor.delete()
-
-
-def _pack_error(error: Exception, partial: str) -> PackError:
-    if "No space left" in str(error) or "quota" in str(error):
-        return PackError(
-            f"{partial}: no space left on the device; free some and run the same command again: "
-            "it goes on from what is already packed"
-        )
-    return PackError(f"{partial} can't be written: {error}")
