@@ -44,10 +44,20 @@ class Batch(Sequence[tuple[Any, Any]]):
 
 
 def collate(samples: Any) -> Any:
-    """torch's default_collate, except that a `Batch` is not copied: its tensors are handed on as [images, labels]."""
-    if isinstance(samples, Batch) and isinstance(samples.images, torch.Tensor):
-        return [
-            samples.images,
-            samples.labels if isinstance(samples.labels, torch.Tensor) else default_collate(samples.labels),
-        ]
-    return default_collate(samples)
+    """torch's default_collate, except that a `Batch` is not copied: its tensors are handed on as [images, labels].
+
+    Raises:
+        RuntimeError: the pictures have different sizes, as in torch.
+    """
+    if not isinstance(samples, Batch):
+        return default_collate(samples)
+    images, labels = samples.images, samples.labels
+    if not isinstance(images, torch.Tensor):
+        shapes = {tuple(image.shape) for image in images if hasattr(image, "shape")}
+        if len(shapes) > 1:
+            raise RuntimeError(
+                f"the batch's pictures have different shapes, {' and '.join(map(str, sorted(shapes)[:2]))} among them; "
+                "give the dataset a transform that makes them equal, RandomResizedCrop(224) say, or pass a collate_fn"
+            )
+        images = default_collate(images)
+    return [images, labels if isinstance(labels, torch.Tensor) else default_collate(labels)]

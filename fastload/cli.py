@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _WRONG_INPUT as error:
         print(f"fastload: {error}", file=sys.stderr)
         return 2
-    except (FastloadError, OSError, ImportError) as error:
+    except (FastloadError, OSError, ImportError, RuntimeError) as error:
         print(f"fastload: {error}", file=sys.stderr)
         return 1
     return status

@@ -190,7 +190,7 @@ def _label_list(path: str, root: str) -> Source:
     items = [_list_item(line, root, values, label_count) for line in lines]
     if all(item.problem for item in items):
         raise SourceError(
-            f"{path}: none of its {len(items)} lines can be packed; line {lines[0].number}: {items[0].problem}. "
+            f"{path}: none of its {len(items)} lines can be packed; {items[0].problem}. "
             "Names are relative to the list's folder, or to --root"
         )
     return Source("list", items, classes, label_count, [])

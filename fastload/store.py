@@ -375,6 +375,8 @@ def check_file(path: str) -> None:
     """
     if os.path.isdir(path):
         raise StoreFormatError(f"{path} is a folder; a store is one file, made with `fastload pack {path} db.lmdb`")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file; make a store with `fastload pack FOLDER {path}`")
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(512)
