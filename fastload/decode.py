@@ -39,8 +39,10 @@ def pixels(field: record.Field, *, keep: bool = False) -> Pixels:
     if field.codec == record.ENCODED:
         return decode_other(field.payload, shape)
     nbytes = field.height * field.width * 3
-    flat = np.empty(nbytes, np.uint8) if keep else scratch("decode", nbytes)
-    out = flat.reshape(shape)
+    try:
+        out = (np.empty(nbytes, np.uint8) if keep else scratch("decode", nbytes)).reshape(shape)
+    except (MemoryError, ValueError) as error:
+        raise DecodeError(f"there is no memory for {field.width} x {field.height} pixels") from error
     jpeg.decode(field.payload, out, lenient=bool(field.flags & record.LENIENT))
     return out
 
@@ -96,10 +98,14 @@ def render(image: Pixels, orientation: int, plans: list[Plan], out: Pixels) -> N
 
 
 def _render(image: Pixels, orientation: int, plan: Plan, out: Pixels) -> None:
+    turn = MIRRORED[orientation] if plan.mirror else orientation
+    whole_rows = orientation == 1 and not plan.mirror and plan.box.width == image.shape[1]
     plan, scales = trim(plan)
+    if whole_rows and plan.size[1] != image.shape[1]:
+        # Contiguous rows need no copy, and with its scale given the kernel reads no further than the trimmed box.
+        plan = plan._replace(box=plan.box._replace(width=image.shape[1]))
     box = stored_box(plan.box, orientation, upright_size(image.shape[:2], orientation))
     crop = image[box.y : box.y + box.height, box.x : box.x + box.width]
-    turn = MIRRORED[orientation] if plan.mirror else orientation
     if plan.window is None:
         if plan.resizes:
             _resize(_as_images(_upright(crop, turn)), plan.size, False, *scales, out=_as_images(out))

@@ -182,8 +182,15 @@ def short_side_size(size: Size, short: int, max_size: int | None = None) -> Size
 
 
 def center_box(size: Size, crop: Size) -> Box:
-    """The centred box of `crop` (height, width) in an image of `size`: torchvision's `CenterCrop` rule."""
-    return Box(round((size[1] - crop[1]) / 2), round((size[0] - crop[0]) / 2), crop[1], crop[0])
+    """The centred box of `crop` (height, width) in an image of `size`: torchvision's `CenterCrop` rule.
+
+    Where the crop is larger it reaches beyond, by a pixel less on the left and top if the difference is odd.
+    """
+    top, left = (
+        round((length - wanted) / 2) if length >= wanted else -((wanted - length) // 2)
+        for length, wanted in zip(size, crop, strict=True)
+    )
+    return Box(left, top, crop[1], crop[0])
 
 
 def random_resized_box(

@@ -13,7 +13,7 @@ neither read nor advanced.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -62,12 +62,14 @@ class RandomResizedCrop:
 
 
 class Resize:
-    """Resize: an int is the new length of the shorter side (torchvision's rule), a pair is (height, width).
+    """Resize: one int is the new length of the shorter side (torchvision's rule), a pair is (height, width).
 
     max_size: a limit for the longer side, with an int only.
     """
 
     def __init__(self, size: int | Sequence[int], max_size: int | None = None) -> None:
+        if not isinstance(size, int) and len(size) == 1:
+            size = size[0]
         self.size = _positive(size) if isinstance(size, int) else _pair(size)
         if max_size is not None and (not isinstance(size, int) or max_size <= size):
             raise ValueError(f"max_size is {max_size}; it goes with one int as size and must be larger than that")
@@ -136,7 +138,7 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence[Any]) -> None:
-        self.transforms = tuple(transforms)
+        self.transforms = tuple(_flat(transforms))
         geometric = [isinstance(t, Geometric) for t in self.transforms]
         first = geometric.index(False) if False in geometric else len(geometric)
         if any(geometric[first:]):
@@ -230,6 +232,11 @@ def check_mean_and_std(mean: Sequence[float] | None, std: Sequence[float] | None
     if not all(value > 0 for value in std):
         raise ValueError(f"std is {std}, but every one must be positive (in units of [0, 1], as in torchvision)")
     return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _flat(transforms: Sequence[Any]) -> Iterator[Any]:
+    for transform in transforms:
+        yield from transform.transforms if isinstance(transform, Compose) else (transform,)
 
 
 def _positive(size: int) -> int:
