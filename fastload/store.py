@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import re
 import struct
 import threading
 import weakref
@@ -42,6 +43,8 @@ FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
 
 _META_MAGIC = 0xBEEFC0DE
+_COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
 sample_key = struct.Struct(">Q").pack
 
 
@@ -106,6 +109,7 @@ class _Span(NamedTuple):
 
 
 def chunk_key(column: str, chunk: int) -> bytes:
+    """The key of a chunk in `meta`."""
     return f"column/{column}/{chunk:08d}".encode()
 
 
@@ -182,10 +186,19 @@ class _Session:
         self.spans: dict[str, _Span] = {}
         weakref.finalize(self, self.environment.close)
 
+    def close(self) -> None:
+        """Close what a fork inherited: LMDB opens no file twice in a process. Nothing of it may be used any more."""
+        self.chunks.clear()
+        self.spans.clear()
+        self.environment.close()
+
     def get_meta(self, key: bytes) -> memoryview | None:
-        with self.environment.begin(db=self.meta, buffers=True) as transaction:
-            value: memoryview | None = transaction.get(key)
-            return value
+        try:
+            with self.environment.begin(db=self.meta, buffers=True) as transaction:
+                value: memoryview | None = transaction.get(key)
+        except (lmdb.Error, ValueError) as error:
+            raise StoreFormatError(f"{self.environment.path()}: {key!r:.100} can't be read: {error}") from error
+        return value
 
 
 _sessions: weakref.WeakValueDictionary[tuple[int, int, int], _Session] = weakref.WeakValueDictionary()
@@ -252,6 +265,8 @@ class Store:
         for field in record.parse(self.view(range(len(self))[index])):
             field.verify()
             fields.append(field._replace(payload=bytes(field.payload), intervals=bytes(field.intervals)))
+        if len(fields) != len(self.field_names):
+            raise StoreFormatError(f"{self.path}: sample {index} has {len(fields)} fields, not {self.field_names}")
         return Record(dict(zip(self.field_names, fields, strict=True)))
 
     def view(self, index: int) -> memoryview:
@@ -259,21 +274,27 @@ class Store:
         local = self._local
         if local.pid != os.getpid():
             self._begin()
-        value = local.get(sample_key(index))
+        try:
+            value = local.get(sample_key(index))
+        except lmdb.Error as error:
+            self._begin()  # a transaction that met a damaged page is of no more use
+            raise StoreError(f"{self.path}: sample {index} can't be read, the store is damaged: {error}") from error
         if value is None:
             raise StoreError(f"{self.path}: sample {index} of {len(self)} is missing; the store is damaged")
         return value
 
     def quarantine(self) -> list[dict[str, str]]:
         """What was left out while packing: a list of {"name", "reason"}."""
-        left_out: list[dict[str, str]] = []
         session = self._open()
-        with session.environment.begin(db=session.meta) as transaction, transaction.cursor() as cursor:
-            if cursor.set_range(b"quarantine/"):
-                for key, value in cursor:
-                    if not key.startswith(b"quarantine/"):
-                        break
-                    left_out += json.loads(value)
+        left_out: list[dict[str, str]] = []
+        try:
+            with session.environment.begin(db=session.meta) as transaction, transaction.cursor() as cursor:
+                found = cursor.set_range(b"quarantine/")
+                while found and cursor.key().startswith(b"quarantine/"):
+                    left_out += [{"name": e["name"], "reason": e["reason"]} for e in json.loads(cursor.value())]
+                    found = cursor.next()
+        except (lmdb.Error, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise StoreError(f"{self.path}: its quarantine list is damaged: {error}") from error
         return left_out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -296,10 +317,10 @@ class Store:
         if session is not None and session.pid == os.getpid():
             return session
         with _sessions_lock:
-            if session is not None:
-                session.chunks.clear()
-                session.spans.clear()
-                session.environment.close()
+            for key, inherited in list(_sessions.items()):
+                if key[0] != os.getpid():
+                    inherited.close()
+                    del _sessions[key]
             check_file(self.path)
             status = os.stat(self.path)
             key = (os.getpid(), status.st_dev, status.st_ino)
@@ -350,22 +371,31 @@ class Store:
 def check_manifest(manifest: dict[str, Any], path: str) -> None:
     """Raise StoreFormatError unless a manifest has the members that reading relies on, of sane types."""
     try:
+        fields, columns, classes = manifest["fields"], manifest["columns"], manifest["classes"]
         sane = (
-            isinstance(manifest["count"], int)
-            and 0 <= manifest["count"] < 1 << 48
-            and (manifest["classes"] is None or all(isinstance(name, str) for name in manifest["classes"]))
-            and all(f["in"] in ("record", "column") and isinstance(f["name"], str) for f in manifest["fields"])
-            and all(
-                np.dtype(c["dtype"]).kind in "iuf"
-                and all(isinstance(n, int) and 0 < n < 1 << 32 for n in (*c["shape"], c["rows_per_chunk"]))
-                for c in manifest["columns"].values()
-            )
+            _is_count(manifest["count"], 1 << 48)
             and isinstance(manifest["digest"], str)
+            and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
+            and isinstance(fields, list)
+            and all(f["in"] in ("record", "column") and isinstance(f["name"], str) for f in fields)
+            and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error
     if not sane:
         raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
+
+
+def _is_column(spec: dict[str, Any]) -> bool:
+    dtype, shape, rows = spec["dtype"], spec["shape"], spec["rows_per_chunk"]
+    if not (isinstance(dtype, str) and _COLUMN_DTYPE.fullmatch(dtype) and isinstance(shape, list) and len(shape) <= 16):
+        return False
+    sizes = all(_is_count(n, 1 << 32) and n > 0 for n in (*shape, rows))
+    return sizes and np.dtype(dtype).itemsize * math.prod(shape) < 1 << 32
+
+
+def _is_count(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
 
 
 def check_file(path: str) -> None:
@@ -377,6 +407,8 @@ def check_file(path: str) -> None:
         raise StoreFormatError(f"{path} is a folder; a store is one file, made with `fastload pack {path} db.lmdb`")
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file; make a store with `fastload pack FOLDER {path}`")
+    if not os.path.isfile(path):
+        raise StoreFormatError(f"{path} is no regular file; a store is one, made with `fastload pack`")
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(512)

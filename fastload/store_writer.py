@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ class StoreWriter:
         self._rows: dict[str, list[Any]] = {name: [] for name in columns}
         self._left_out: list[dict[str, str]] = []
         if not self._resume():
-            Path(self.partial).unlink(missing_ok=True)
-            self._open()
+            self._start()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -65,12 +65,16 @@ class StoreWriter:
         self._environment.close()
 
     def _open(self) -> None:
+        self._environment = lmdb.open(self.partial, subdir=False, lock=False, max_dbs=2, map_size=256 << 20)
+        self._samples = self._environment.open_db(b"samples")
+        self._meta = self._environment.open_db(b"meta")
+
+    def _start(self) -> None:
+        Path(self.partial).unlink(missing_ok=True)
         try:
-            self._environment = lmdb.open(self.partial, subdir=False, lock=False, max_dbs=2, map_size=256 << 20)
-            self._samples = self._environment.open_db(b"samples")
-            self._meta = self._environment.open_db(b"meta")
+            self._open()
         except lmdb.Error as error:
-            raise _pack_error(error, self.partial) from error
+            raise self._pack_error(error) from error
 
     def _resume(self) -> bool:
         """Open the partial file of an interrupted run and take its progress; False if there is none to go on with."""
@@ -78,18 +82,16 @@ class StoreWriter:
             return False
         try:
             check_file(self.partial)
-        except StoreFormatError:
-            return False
-        self._open()
-        try:
+            self._open()
             with self._environment.begin(db=self._meta) as transaction:
                 progress = json.loads(transaction.get(b"progress") or b"{}")
                 self._complete = transaction.get(b"manifest") is not None
-        except (lmdb.Error, ValueError):
+        except (StoreFormatError, ValueError, lmdb.Error):
             progress = {}
         if progress.get("fingerprint") != self._fingerprint:
             self._complete = False
-            self._environment.close()
+            if hasattr(self, "_environment"):
+                self._environment.close()
             return False
         self.count, self.done = progress["count"], progress["done"]
         self.quarantined, self._step = progress["quarantined"], progress["step"]
@@ -200,7 +202,19 @@ class StoreWriter:
                 if drop is not None:
                     _drop_prefix(transaction, self._meta, drop)
         except lmdb.Error as error:
-            raise _pack_error(error, self.partial) from error
+            raise self._pack_error(error, needed) from error
+
+    def _pack_error(self, error: Exception, needed: int = 1 << 20) -> PackError:
+        """LMDB reports a write that was cut short by a full disk as an input/output error: ask the disk itself."""
+        full = "No space left" in str(error) or "quota" in str(error)
+        with contextlib.suppress(OSError):
+            full = full or shutil.disk_usage(os.path.dirname(self.partial)).free < needed
+        if full:
+            return PackError(
+                f"{self.partial}: no space left on the device; free some and run the same command again: "
+                "it goes on from what is already packed"
+            )
+        return PackError(f"{self.partial} can't be written: {error}")
 
     def _publish(self) -> None:
         """Sync the partial file, rename it to its final name, and sync the folder: in this order, for power cuts."""
@@ -224,12 +238,3 @@ def _drop_prefix(transaction: lmdb.Transaction[bytes], database: Any, prefix: by
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
             found = cursor.delete()
-
-
-def _pack_error(error: Exception, partial: str) -> PackError:
-    if "No space left" in str(error) or "quota" in str(error):
-        return PackError(
-            f"{partial}: no space left on the device; free some and run the same command again: "
-            "it goes on from what is already packed"
-        )
-    return PackError(f"{partial} can't be written: {error}")
