@@ -43,7 +43,7 @@ def pixels(field: record.Field, *, keep: bool = False) -> Pixels:
         out = (np.empty(nbytes, np.uint8) if keep else scratch("decode", nbytes)).reshape(shape)
     except (MemoryError, ValueError) as error:
         raise DecodeError(f"there is no memory for {field.width} x {field.height} pixels") from error
-    jpeg.decode(field.payload, out, lenient=bool(field.flags & record.LENIENT))
+    jpeg.decode(field.payload, out)
     return out
 
 

@@ -34,11 +34,8 @@ class Header(NamedTuple):
 class Backend(Protocol):
     """What a JPEG library has to do for us."""
 
-    def decode(self, data: bytes | memoryview, out: Pixels, lenient: bool) -> None:
-        """Decode to RGB into `out`, an array of the picture's exact shape; raise ValueError or OSError if that fails.
-
-        lenient: carry on after libjpeg's warnings instead of failing.
-        """
+    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
+        """Decode to RGB into `out`, an array of the picture's exact shape; ValueError or OSError if that fails."""
 
 
 class _SimpleJpeg:
@@ -47,8 +44,8 @@ class _SimpleJpeg:
 
         self._decode = simplejpeg.decode_jpeg
 
-    def decode(self, data: bytes | memoryview, out: Pixels, lenient: bool) -> None:
-        decoded = self._decode(data, "RGB", False, False, 0, 0, 1, out, not lenient)
+    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
+        decoded = self._decode(data, "RGB", False, False, 0, 0, 1, out)
         if decoded.shape != out.shape:
             raise ValueError(f"the JPEG holds {decoded.shape[:2]} pixels, {out.shape[:2]} were expected")
 
@@ -56,8 +53,8 @@ class _SimpleJpeg:
 class _TurboJpeg:
     """PyTurboJPEG 1.x needs libjpeg-turbo 2, 2.x needs 3.
 
-    It always decodes leniently (a warning of libjpeg becomes one of Python's): its strict mode differs between
-    versions, and the bytes of a store are checksummed and were judged by simplejpeg when they were packed.
+    It decodes leniently (a warning of libjpeg becomes one of Python's): its strict mode differs between versions, and
+    the bytes of a store are checksummed and were judged by simplejpeg when they were packed.
     """
 
     def __init__(self) -> None:
@@ -71,12 +68,14 @@ class _TurboJpeg:
             self._library = turbojpeg.TurboJPEG()
         except (RuntimeError, OSError) as error:
             raise ImportError(
-                f"PyTurboJPEG is installed, but its library did not load: {error}. Install it (Debian and Ubuntu: "
-                "apt-get install libturbojpeg0; macOS: brew install jpeg-turbo), or unset FASTLOAD_JPEG_BACKEND"
+                f"PyTurboJPEG is installed, but its library did not load: {error}. Install it (Debian, Ubuntu: "
+                'apt-get install libturbojpeg0; macOS: brew install jpeg-turbo), pip install "PyTurboJPEG<2" '
+                "where it is libjpeg-turbo 2, "
+                "or unset FASTLOAD_JPEG_BACKEND"
             ) from error
         self._rgb = turbojpeg.TJPF_RGB
 
-    def decode(self, data: bytes | memoryview, out: Pixels, lenient: bool) -> None:
+    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
         if self._library.decode(data, pixel_format=self._rgb, dst=out) is not out:
             raise ValueError(f"the JPEG does not hold the {out.shape[:2]} pixels that were expected")
 
@@ -98,17 +97,17 @@ def backend() -> Backend:
     return _BACKENDS[name]()
 
 
-def decode(data: bytes | memoryview, out: Pixels, *, lenient: bool = False) -> None:
+def decode(data: bytes | memoryview, out: Pixels) -> None:
     """Decode a JPEG to RGB.
 
     data: the whole file. out: C-contiguous uint8 array of the picture's exact shape (height, width, 3).
-    lenient: accept what libjpeg warns about (`check` says which files need it).
 
     Raises:
         DecodeError: the bytes are damaged, or hold a picture of another size.
     """
+    chosen = backend()
     try:
-        backend().decode(data, out, lenient)
+        chosen.decode(data, out)
     except (ValueError, OSError) as error:
         raise DecodeError(f"JPEG: {error}") from error
 
@@ -119,7 +118,7 @@ def header(data: bytes | memoryview) -> Header:
 
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: an unknown chroma sampling, or none, in a file cut short
         raise DecodeError(f"JPEG: {error}") from error
     return Header(height, width, colorspace)
 
@@ -131,8 +130,8 @@ def check(data: bytes) -> bool:
     libjpeg can't notice (it resynchronises by luck, in about half of all cases) passes.
 
     Returns:
-        True if only a lenient decoder accepts the file because of a harmless remark about its header, such as bytes
-        between two segments.
+        False if libjpeg has a harmless remark about the header, such as bytes between two segments. simplejpeg refuses
+        such a file even where it is not strict; OpenCV decodes it to the same pixels.
 
     Raises:
         DecodeError: the file is damaged or cut short.
@@ -145,9 +144,9 @@ def check(data: bytes) -> bool:
         if not _only_header_remarks(data, str(error)):
             raise DecodeError(f"JPEG: {error}") from error
     else:
-        return False
+        return True
     _check_length(data)
-    return True
+    return False
 
 
 def _only_header_remarks(data: bytes, remark: str) -> bool:

@@ -386,12 +386,11 @@ def _make_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Fi
 def _kept_field(data: bytes, facts: _Facts) -> record.Field:
     """The file's own bytes as a field, after proving that they decode to the size that the header says."""
     height, width = facts.size
-    codec, flags = record.ENCODED, 0
-    if facts.is_jpeg and _decodes_as_rgb(data, facts.size):
-        codec, flags = record.JPEG, record.LENIENT if jpeg.check(data) else 0
-    else:
+    codec = record.JPEG
+    if not (facts.is_jpeg and _decodes_as_rgb(data, facts.size) and jpeg.check(data)):
         decode.decode_other(data, (height, width, 3))
-    return record.Field(codec, data, facts.orientation, 3, flags, width, height)
+        codec = record.ENCODED
+    return record.Field(codec, data, facts.orientation, 3, 0, width, height)
 
 
 def _decodes_as_rgb(data: bytes, size: Size) -> bool:

@@ -10,8 +10,7 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
     directory entry     u8  codec           0 bytes, 1 text (UTF-8), 2 jpeg, 3 encoded (another image format), 4 raw
                         u8  orientation     EXIF 1 to 8 as the bytes are kept; 0 where the field is no image
                         u8  channels        of the stored image; 0 where the field is no image
-                        u8  flags           bit 0: only a lenient decoder accepts the bytes (libjpeg warns)
-                                            bit 1: encoded by the packer, not the source's own bytes
+                        u8  flags           bit 0: encoded by the packer, not the source's own bytes
                         u32 width, u32 height   of the stored frame, before orientation; 0 where no image
                         u32 index length    bytes of this field's interval index
                         u64 payload length
@@ -40,7 +39,7 @@ from .errors import ChecksumError, StoreFormatError
 MAGIC = b"FLR1"
 BYTES, TEXT, JPEG, ENCODED, RAW = range(5)
 CODEC_NAMES = ("bytes", "text", "jpeg", "encoded", "raw")
-LENIENT, REENCODED = 1, 2
+REENCODED = 1
 
 _HEAD = struct.Struct("<4sHHQ")
 _CHECKED = 8  # the bytes of the head that its checksum covers

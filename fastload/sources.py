@@ -11,7 +11,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -99,7 +99,8 @@ def open_source(
 
 
 def _has_image_at_top(folder: str) -> bool:
-    return any(_looks_like_image(entry.path) for entry in os.scandir(folder) if os.path.isfile(entry.path))
+    files = (entry for entry in os.scandir(folder) if _visible(entry.name) and os.path.isfile(entry.path))
+    return any(_looks_like_image(entry.path) for entry in files)
 
 
 def _looks_like_image(path: str) -> bool:
@@ -114,9 +115,9 @@ def _visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _JUNK
 
 
-def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+def _walk(folder: str, root: str) -> Iterator[tuple[str, list[str]]]:
     """(folder, sorted visible file names) below `folder`, links followed, no folder entered from within itself."""
-    pending: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
+    pending: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(root), os.path.realpath(folder)))]
     while pending:
         current, above = pending.pop()
         try:
@@ -139,7 +140,7 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
 def _files_below(folder: str, root: str) -> list[tuple[str, str]]:
     """(name relative to root, path) of every file below `folder`, in ImageFolder's order: by folder, then file."""
     found = []
-    for current, files in sorted(_walk(folder)):
+    for current, files in sorted(_walk(folder, root)):
         prefix = os.path.relpath(current, root).replace(os.sep, "/")
         found += [(f if prefix == "." else f"{prefix}/{f}", os.path.join(current, f)) for f in files]
     return found
@@ -225,17 +226,20 @@ def _read_lines(path: str, root: str) -> Iterator[_Line]:
     delimiter = next((d for d in "\t," if any(d in line for _, line in lines)), None)
     for number, line in lines:
         if delimiter is None:
-            name, labels = _split_at_spaces(line.split(), root)
+            name, labels = _split_at_spaces(line.strip(), root)
         else:
-            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+            try:
+                cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+            except csv.Error as error:
+                raise SourceError(f"{path}, line {number}: not a line of `name{delimiter}label`: {error}") from error
             name, labels = cells[0], [cell for cell in cells[1:] if cell]
         yield _Line(number, name, labels)
 
 
-def _split_at_spaces(tokens: Sequence[str], root: str) -> tuple[str, list[str]]:
-    """The name is the first token, or as many as it takes to name a file that exists (names with spaces)."""
-    for end in range(1, len(tokens) + 1):
-        name = " ".join(tokens[:end])
-        if os.path.isfile(os.path.join(root, name)):
-            return name, list(tokens[end:])
-    return tokens[0], list(tokens[1:])
+def _split_at_spaces(line: str, root: str) -> tuple[str, list[str]]:
+    """The name is the first word, or as many as it takes to name a file that exists (names with spaces)."""
+    for end in (*(match.start() for match in re.finditer(r"\s+", line)), len(line)):
+        if os.path.isfile(os.path.join(root, line[:end])):
+            return line[:end], line[end:].split()
+    words = line.split()
+    return words[0], words[1:]

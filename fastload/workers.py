@@ -200,6 +200,8 @@ class OrderedJobs(Iterator[R]):
         if task.error is not None:
             self.close()
             try:
+                if isinstance(task.error, StopIteration):
+                    raise RuntimeError("a job raised StopIteration, which would pass for the end") from task.error
                 raise task.error
             finally:
                 del task  # the traceback holds this frame: keep it from holding itself
