@@ -68,20 +68,38 @@ def upright(field: record.Field) -> Pixels:
 
 
 def decode_other(data: bytes | memoryview, shape: tuple[int, ...] | None = None) -> Pixels:
-    """Decode any format that OpenCV reads to uint8 RGB, orientation ignored: alpha dropped, 16 bits cut to 8.
+    """Decode any other format to uint8 RGB, orientation ignored: alpha dropped, 16 bits cut to 8, a GIF's first frame.
 
     Raises:
-        DecodeError: OpenCV can't read it, or the picture is not of the `shape` that was expected.
+        DecodeError: it can't be decoded, or the picture is not of the `shape` that was expected.
     """
+    image = _decode_gif(data) if bytes(data[:4]) == b"GIF8" else _decode_by_opencv(data)
+    if shape is not None and image.shape != shape:
+        raise DecodeError(f"it decodes to {image.shape[:2]} pixels, the record says {shape[:2]}")
+    return image
+
+
+def _decode_by_opencv(data: bytes | memoryview) -> Pixels:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
     except cv2.error as error:
         raise DecodeError(f"OpenCV can't decode it: {error.err}") from error
     if image is None:
         raise DecodeError("OpenCV can't decode it: the bytes are damaged or of an unknown format")
-    if shape is not None and image.shape != shape:
-        raise DecodeError(f"it decodes to {image.shape[:2]} pixels, the record says {shape[:2]}")
     return image  # type: ignore[return-value]  # uint8, by the flags
+
+
+def _decode_gif(data: bytes | memoryview) -> Pixels:
+    """The first frame, by Pillow: OpenCV paints transparent pixels in a colour of its own."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("GIF",)) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DecodeError(f"GIF: {error}") from error
 
 
 def render(image: Pixels, orientation: int, plans: list[Plan], out: Pixels) -> None:

@@ -16,6 +16,7 @@ import json
 import os
 import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -44,6 +45,7 @@ Exif = Literal["apply", "ignore"]
 MAX_PIXELS = 1 << 28
 _DEFAULT_QUALITY = 95
 _ORIENTATION_TAG = 0x0112
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,10 @@ def pack(
     options = Options(short_side, max_side, quality, encode, exif, max_pixels)
     final = os.path.abspath(destination)
     _check_destination(final, overwrite)
-    listed = open_source(source, format, root)
-    ours = {final, f"{final}.partial", f"{final}.partial.lock"}
-    listed = listed._replace(items=[item for item in listed.items if os.path.abspath(item.path) not in ours])
+    created = _creation_time()
+    listed = open_source(source, format, root, ignore=(final, f"{final}.partial", f"{final}.partial.lock"))
     with _only_pack(final), _libraries_for_packing():
-        _write(listed, final, options, workers or usable_cores(), progress)
+        _write(listed, final, options, created, workers or usable_cores(), progress)
     store = Store(final)
     return PackReport(
         samples=len(store),
@@ -207,19 +208,30 @@ def _only_pack(final: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _libraries_for_packing() -> Iterator[None]:
-    """Lift Pillow's own pixel limit (ours is `max_pixels`) and silence OpenCV's log (reasons go to the quarantine)."""
+    """Lift Pillow's own pixel limit (ours is `max_pixels`) and silence remarks: reasons go to the quarantine list.
+
+    Pillow loads its formats at the first use, which two threads must not do at once.
+    """
+    Image.init()
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
         cv2.utils.logging.setLogLevel(level)
 
 
 def _write(
-    source: Source, final: str, options: Options, threads: int, progress: Callable[[int, int], None] | None
+    source: Source,
+    final: str,
+    options: Options,
+    created: datetime,
+    threads: int,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     fixed = _common_size(source, options, threads) if options.encode == "raw" else None
     columns = {
@@ -255,7 +267,7 @@ def _write(
             raise SourceError(
                 f"none of the {total} files could be packed; the first is {first['name']!r}: {first['reason']}"
             )
-        writer.finish(_manifest(source, options, fixed))
+        writer.finish(_manifest(source, options, fixed, created))
 
 
 def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec]) -> None:
@@ -275,9 +287,16 @@ def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec
         writer.add([field, name], row)
 
 
-def _manifest(source: Source, options: Options, fixed: Size | None) -> dict[str, Any]:
+def _creation_time() -> datetime:
+    """Now, or what SOURCE_DATE_EPOCH says, for stores that are the same whenever they are packed."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    created = datetime.fromtimestamp(int(epoch) if epoch else time.time(), timezone.utc)
+    try:
+        return datetime.fromtimestamp(int(epoch) if epoch else time.time(), timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"SOURCE_DATE_EPOCH is {epoch!r}; it must be a number of seconds since 1970") from error
+
+
+def _manifest(source: Source, options: Options, fixed: Size | None, created: datetime) -> dict[str, Any]:
     return {
         "fields": [
             {"name": "image", "kind": "image", "in": "record" if fixed is None else "column"},
@@ -347,14 +366,14 @@ def _read(item: Item) -> bytes:
 def _identify(data: bytes, options: Options) -> _Facts:
     """Format, size and orientation from the file's header, by Pillow; DecodeError where there is no (whole) image."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1) if options.exif == "apply" else 1
+            orientation = _orientation(image) if options.exif == "apply" else 1
             if not is_jpeg:
                 image.verify()
     except UnidentifiedImageError as error:
-        raise DecodeError("not an image, or of a format that isn't known") from error
+        raise DecodeError("not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
     if size[0] * size[1] > options.max_pixels:
@@ -362,6 +381,17 @@ def _identify(data: bytes, options: Options) -> _Facts:
             f"{size[1]} x {size[0]} pixels are more than the limit of {options.max_pixels}; --max-pixels raises it"
         )
     return _Facts(is_jpeg, size, orientation if orientation in range(1, 9) else 1)
+
+
+def _orientation(image: Image.Image) -> Any:
+    if image.format == "TIFF":
+        return 1  # whoever decodes it turns it upright: libtiff does, and so does Pillow
+    if image.format == "PNG":  # `getexif` would decode the whole image to look behind it
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+    else:
+        exif = image.getexif()
+    return exif.get(_ORIENTATION_TAG, 1)
 
 
 def _make_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Field, Size]:

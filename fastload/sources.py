@@ -11,7 +11,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -59,13 +59,18 @@ class Source(NamedTuple):
 
 
 def open_source(
-    path: str | os.PathLike[str], format: Format = "auto", root: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    format: Format = "auto",
+    root: str | os.PathLike[str] | None = None,
+    *,
+    ignore: Sequence[str] = (),
 ) -> Source:
     """List what is at `path`.
 
     format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file of
     `name label [label ...]` lines), or `auto`: a file is a list; a folder with an image at its top is flat; any other
-    folder has classes. root: where a list's relative names start; the list's own folder by default.
+    folder has classes. root: where a list's relative names start; the list's own folder by default. ignore: files that
+    are no items wherever they lie, such as the store that is being written.
 
     Raises:
         SourceError: nothing is there, it is empty, or it is not of the format that was asked for.
@@ -86,9 +91,9 @@ def open_source(
     if root is not None and format != "list":
         raise SourceError("a root goes with a list; folders hold their own files")
     if format == "folders":
-        source = _class_folders(path)
+        source = _class_folders(path, ignore)
     elif format == "flat":
-        source = _flat_folder(path)
+        source = _flat_folder(path, ignore)
     else:
         source = _label_list(path, os.fspath(root) if root is not None else os.path.dirname(path) or ".")
     if not source.items:
@@ -115,7 +120,12 @@ def _visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _JUNK
 
 
-def _walk(folder: str, root: str) -> Iterator[tuple[str, list[str]]]:
+def _is_one_of(entry: os.DirEntry[str], files: Sequence[str]) -> bool:
+    same_name = [file for file in files if os.path.basename(file) == entry.name and os.path.exists(file)]
+    return any(os.path.exists(entry.path) and os.path.samefile(entry.path, file) for file in same_name)
+
+
+def _walk(folder: str, root: str, ignore: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """(folder, sorted visible file names) below `folder`, links followed, no folder entered from within itself."""
     pending: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(root), os.path.realpath(folder)))]
     while pending:
@@ -126,7 +136,7 @@ def _walk(folder: str, root: str) -> Iterator[tuple[str, list[str]]]:
             raise SourceError(f"{current} can't be listed: {error.strerror}; check its permissions") from error
         files = []
         for entry in entries:
-            if not _visible(entry.name):
+            if not _visible(entry.name) or _is_one_of(entry, ignore):
                 continue
             if os.path.isdir(entry.path):
                 real = os.path.realpath(entry.path)
@@ -137,17 +147,19 @@ def _walk(folder: str, root: str) -> Iterator[tuple[str, list[str]]]:
         yield current, sorted(files)
 
 
-def _files_below(folder: str, root: str) -> list[tuple[str, str]]:
+def _files_below(folder: str, root: str, ignore: Sequence[str]) -> list[tuple[str, str]]:
     """(name relative to root, path) of every file below `folder`, in ImageFolder's order: by folder, then file."""
     found = []
-    for current, files in sorted(_walk(folder, root)):
+    for current, files in sorted(_walk(folder, root, ignore)):
         prefix = os.path.relpath(current, root).replace(os.sep, "/")
         found += [(f if prefix == "." else f"{prefix}/{f}", os.path.join(current, f)) for f in files]
     return found
 
 
-def _class_folders(path: str) -> Source:
-    entries = sorted((e for e in os.scandir(path) if _visible(e.name)), key=lambda e: e.name)
+def _class_folders(path: str, ignore: Sequence[str]) -> Source:
+    entries = sorted(
+        (e for e in os.scandir(path) if _visible(e.name) and not _is_one_of(e, ignore)), key=lambda e: e.name
+    )
     classes = [e.name for e in entries if os.path.isdir(e.path)]
     outside = [e.name for e in entries if not os.path.isdir(e.path)]
     if not classes:
@@ -157,7 +169,7 @@ def _class_folders(path: str) -> Source:
         )
     items, notes = [], []
     for label, name in enumerate(classes):
-        files = _files_below(os.path.join(path, name), path)
+        files = _files_below(os.path.join(path, name), path, ignore)
         if not files:
             notes.append(f"class {name!r} has no files")
         items += [Item(file, file_path, (label,)) for file, file_path in files]
@@ -166,8 +178,8 @@ def _class_folders(path: str) -> Source:
     return Source("folders", items, classes, 1, notes)
 
 
-def _flat_folder(path: str) -> Source:
-    return Source("flat", [Item(name, file_path) for name, file_path in _files_below(path, path)], None, 0, [])
+def _flat_folder(path: str, ignore: Sequence[str]) -> Source:
+    return Source("flat", [Item(name, file_path) for name, file_path in _files_below(path, path, ignore)], None, 0, [])
 
 
 class _Line(NamedTuple):
