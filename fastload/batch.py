@@ -60,4 +60,7 @@ def collate(samples: Any) -> Any:
                 "give the dataset a transform that makes them equal, RandomResizedCrop(224) say, or pass a collate_fn"
             )
         images = default_collate(images)
-    return [images, labels if isinstance(labels, torch.Tensor) else default_collate(labels)]
+    if not isinstance(labels, torch.Tensor):
+        columns: Any = tuple(labels)  # as torch's own collate hands them on: texts stay a tuple
+        labels = default_collate(columns)
+    return [images, labels]

@@ -79,6 +79,8 @@ class ImageCache:
 
 def parse_bytes(size: int | str) -> int:
     """A number of bytes from a positive int or from text: "4GB" (powers of 1000), "512MiB" (powers of 1024)."""
+    if not isinstance(size, (int, str)):
+        raise TypeError(f"a cache budget is a number of bytes or text such as '4GB', not {size!r}")
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", size, re.IGNORECASE)
         if match is None:

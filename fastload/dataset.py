@@ -12,6 +12,7 @@ torch's default_collate copies it. A batch belongs to the user: its buffer is us
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -98,7 +99,9 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         self.transform = Compose.of(transform)
         self.target_transform = target_transform
         self.image_type: ImageType = image_type
-        self.cache = ImageCache(cache) if isinstance(cache, (int, str)) else cache
+        if image_type != "tensor" and any(isinstance(t, Normalize) for t in self.transform.rest):
+            raise ValueError(f"Normalize works on tensors, image_type is {image_type!r}; leave one of them out")
+        self.cache = cache if cache is None or isinstance(cache, ImageCache) else ImageCache(cache)
         self.on_error: OnError = on_error
         self.seed = seed
         self.failures = Failures(_limit(max_failures, len(self.store)))
@@ -157,18 +160,33 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         return torch.from_numpy(out).permute(2, 0, 1)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image, label = self.__getitems__([index])[0]
+        image, label = self._load([operator.index(index)])[0]
         return image, label
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The samples at `indices`, read together; torch's fetcher calls this with a batch of indices."""
+    def __getitems__(self, indices: Sequence[int]) -> Batch | list[Any]:
+        """The samples at `indices`, read together; torch's fetcher calls this with a batch of indices.
+
+        In a subclass that has a `__getitem__` of its own, a list of what that returns.
+        """
+        own, batched = type(self).__getitem__, type(self).__getitems__
+        if own is not ImageDataset.__getitem__ and batched is ImageDataset.__getitems__:
+            return [self[index] for index in indices]
+        return self._load(indices)
+
+    @property
+    def reads_whole_batches(self) -> bool:
+        """Whether a loader may read it with `begin`: not a subclass that has ways of its own."""
+        own, batched = type(self).__getitem__, type(self).__getitems__
+        return own is ImageDataset.__getitem__ and batched is ImageDataset.__getitems__
+
+    def _load(self, indices: Sequence[int]) -> Batch:
         reading = self.begin(indices)
         for part in range(self.parts(len(indices))):
             reading.fill(part)
         return reading.finish()
 
     def begin(self, indices: Sequence[int]) -> Reading:
-        """Start to read a batch whose parts several threads may fill; `__getitems__` is begin, fill, finish."""
+        """Start to read a batch whose parts several threads may fill: begin, fill each, finish."""
         return Reading(self, self._checked(indices))
 
     def parts(self, count: int) -> int:
@@ -191,7 +209,10 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def _checked(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """The indices as an array, negative ones counted from the end."""
-        where = np.asarray(indices, np.int64)
+        where = np.asarray(indices)
+        if where.dtype.kind not in "iu" and len(where):
+            raise TypeError(f"indices are whole numbers, got {where.dtype}: {indices!r:.100}")
+        where = where.astype(np.int64, copy=False)
         count = len(self)
         if len(where) and where.view(np.uint64).max() >= count:  # as unsigned, a negative one is out of range too
             wrong = where[(where < -count) | (where >= count)]
@@ -249,7 +270,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def _name_of(self, index: int) -> str:
         try:
-            return f" ({self.store[index].name})"
+            return f" ({self.store.name(index)})"
         except FastloadError:
             return ""
 

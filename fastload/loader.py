@@ -118,9 +118,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         self._last_epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the next epoch, for the dataset and, where it has a `set_epoch`, for the sampler."""
+        """Choose the next epoch, for the dataset and for samplers that have a `set_epoch`."""
         self._last_epoch = None
-        for part in (*_datasets_below(self.dataset), self.sampler):
+        samplers = (self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None))
+        for part in (*_datasets_below(self.dataset), *samplers):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -128,11 +129,12 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         epoch = self._advance_epoch()
         if self.num_workers > 0 and self._uses_threads():
             return _ThreadIterator(self, epoch)
-        return super().__iter__()
+        batches = super().__iter__()
+        return batches if self.num_workers > 0 or epoch is None else _InEpoch(batches, epoch)
 
     def _uses_threads(self) -> bool:
         if self.worker_type == "auto":
-            return _is_thread_safe(self.dataset)
+            return _is_thread_safe(self.dataset) and not isinstance(self.dataset, IterableDataset)
         return self.worker_type == "thread"
 
     def _advance_epoch(self) -> int | None:
@@ -165,19 +167,36 @@ def _is_thread_safe(dataset: Any) -> bool:
     return bool(getattr(dataset, "thread_safe", False))
 
 
+class _InEpoch(Iterator[Any]):
+    """An iterator without workers that reads all of its batches in one epoch, whatever other iterators do."""
+
+    def __init__(self, batches: Iterator[Any], epoch: int) -> None:
+        self._batches, self._epoch = batches, epoch
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]  # torch's iterators have a length
+
+    def __next__(self) -> Any:
+        outer, context.epoch = context.epoch, self._epoch
+        try:
+            return next(self._batches)
+        finally:
+            context.epoch = outer
+
+
 class _ThreadIterator(Iterator[Any]):
     """One pass over a loader with thread workers. Dropping it stops them: they know only what `_Reader` holds."""
 
     def __init__(self, loader: DataLoader[Any], epoch: int | None) -> None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # torch's iterators draw a seed here
         self._loader = loader
-        per_read = _batches_per_read(loader)
-        under_way = (loader.prefetch_factor or 2) * loader.num_workers
+        prefetch = loader.prefetch_factor or 2
+        per_read = min(_batches_per_read(loader), prefetch)
         self._ready: deque[Any] = deque()
         self._reads: OrderedJobs[Any] = OrderedJobs(
             map(_Reader(loader, epoch), _groups(_index_batches(loader), per_read)),
             threads=loader.num_workers,
-            ahead=max(under_way // per_read, loader.num_workers),
+            ahead=prefetch * loader.num_workers // per_read,
             name="fastload-worker",
             timeout=loader.timeout,
             start=loader.worker_init_fn,
@@ -188,12 +207,14 @@ class _ThreadIterator(Iterator[Any]):
 
     def __next__(self) -> Any:
         if not self._ready:
-            read = next(self._reads)
-            if isinstance(read, ExceptionWrapper):
-                self.close()
-                read.reraise()
-            self._ready.extend(read)
-        return self._ready.popleft()
+            self._ready.extend(next(self._reads))
+        batch = self._ready.popleft()
+        if isinstance(batch, ExceptionWrapper):
+            self.close()
+            if issubclass(batch.exc_type, StopIteration):  # it would pass for the end of the epoch
+                raise RuntimeError(f"Caught StopIteration {batch.where}.\nOriginal {batch.exc_msg}")
+            batch.reraise()
+        return batch
 
     def close(self) -> None:
         """Stop the threads, each after the part in its hands, and drop what they read."""
@@ -202,15 +223,31 @@ class _ThreadIterator(Iterator[Any]):
 
 
 def _batches_per_read(loader: DataLoader[Any]) -> int:
-    if isinstance(loader.dataset, ImageDataset) and loader.batch_size and loader.collate_fn is collate:
-        return loader.dataset.batches_per_read(loader.batch_size)
+    dataset: Any = loader.dataset
+    if _reads_whole_batches(dataset) and loader.batch_size and loader.collate_fn is collate:
+        return int(dataset.batches_per_read(loader.batch_size))
     return 1
 
 
+def _reads_whole_batches(dataset: Any) -> bool:
+    return isinstance(dataset, ImageDataset) and dataset.reads_whole_batches
+
+
 def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` batches; an error of the sampler comes after the batches before it."""
     batches = iter(batches)
-    while group := list(itertools.islice(batches, size)):
-        yield group
+    error: Exception | None = None
+    while error is None:
+        group: list[Any] = []
+        try:
+            group += itertools.islice(batches, size)
+        except Exception as failed:
+            error = failed
+        if group:
+            yield group
+        elif error is None:
+            return
+    raise error
 
 
 def _index_batches(loader: DataLoader[Any]) -> Iterable[Any]:
@@ -219,11 +256,11 @@ def _index_batches(loader: DataLoader[Any]) -> Iterable[Any]:
     torch makes a Python int of each index first, 0.1 us and 32 bytes each while the workers wait for the interpreter.
     """
     batches, sampler = loader.batch_sampler, loader.sampler
-    if isinstance(loader.dataset, ImageDataset) and type(batches) is BatchSampler and batches.sampler is sampler:
+    if _reads_whole_batches(loader.dataset) and type(batches) is BatchSampler and batches.sampler is sampler:
         if type(sampler) is SequentialSampler:
-            return _slices(np.arange, len(loader.dataset), batches)
-        if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):
-            return _shuffled(len(loader.dataset), sampler.generator, batches)
+            return _slices(np.arange, len(sampler), batches)
+        if type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(sampler.data_source):
+            return _shuffled(len(sampler), sampler.generator, batches)
     given: Iterable[Any] = loader._index_sampler
     return given
 
@@ -260,11 +297,11 @@ class _Reader:
 
 
 class _Read:
-    """A group of batches to be read (see `Job`); its result is a list of batches, or the error that came first."""
+    """A group of batches to be read (see `Job`); its result is a list of batches, up to the first error."""
 
     def __init__(self, reader: _Reader, group: list[Any]) -> None:
         self._reader, self._group = reader, group
-        shared = reader.batched and isinstance(reader.dataset, ImageDataset)
+        shared = reader.batched and _reads_whole_batches(reader.dataset)
         self.parts: int = reader.dataset.parts(sum(map(len, group))) if shared else 1
         self._shared = shared
         self._reading: Reading | None = None
@@ -288,18 +325,34 @@ class _Read:
         except Exception:
             self._error = self._wrapped()
 
-    def result(self) -> list[Any] | ExceptionWrapper:
-        reader = self._reader
+    def result(self) -> list[Any]:
+        if self._error is not None and len(self._group) > 1:
+            return self._one_by_one()
         try:
             if self._error is None:
                 samples = [self._samples]
                 if self._reading is not None:
                     samples = self._reading.finish().split([len(indices) for indices in self._group])
-                batches = [reader.collate(batch) for batch in samples]
-                return [pin_memory(batch, reader.device) for batch in batches] if reader.pinned else batches
+                return [self._finished(batch) for batch in samples]
         except Exception:
-            return self._wrapped()
-        return self._error
+            self._error = self._wrapped()
+        return [self._error]
+
+    def _one_by_one(self) -> list[Any]:
+        """What comes out where a group can't be read together: the batches before the one that fails, and its error."""
+        results: list[Any] = []
+        for indices in self._group:
+            read = _Read(self._reader, [indices])
+            for part in range(read.parts):
+                read.run(part)
+            results += read.result()
+            if isinstance(results[-1], ExceptionWrapper):
+                break
+        return results
+
+    def _finished(self, samples: Any) -> Any:
+        batch = self._reader.collate(samples)
+        return pin_memory(batch, self._reader.device) if self._reader.pinned else batch
 
     def _begun(self) -> Reading:
         with self._lock:

@@ -269,6 +269,12 @@ class Store:
             raise StoreFormatError(f"{self.path}: sample {index} has {len(fields)} fields, not {self.field_names}")
         return Record(dict(zip(self.field_names, fields, strict=True)))
 
+    def name(self, index: int) -> str:
+        """The source's name of sample `index`, even where its image is damaged."""
+        fields = dict(zip(self.field_names, record.parse(self.view(range(len(self))[index])), strict=False))
+        fields["name"].verify()
+        return bytes(fields["name"].payload).decode("utf-8", "surrogateescape")
+
     def view(self, index: int) -> memoryview:
         """The bytes of a sample's record, in the map. index: 0 <= index < len."""
         local = self._local

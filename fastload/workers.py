@@ -180,7 +180,8 @@ class OrderedJobs(Iterator[R]):
             try:
                 task = _Task(next(self._jobs))
             except Exception as error:  # StopIteration, or an error of the jobs: raised in its turn
-                self._end = error
+                # Without the traceback's first frame, which is this one and holds `self`.
+                self._end = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
             else:
                 self._waiting.append(task)
                 for part in range(task.job.parts):

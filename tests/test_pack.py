@@ -529,12 +529,13 @@ def half(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+NO_IMAGE = "not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF"
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.jpg": (lambda: b"", r"the file is empty \(0 bytes\)"),
-    "text.jpg": (lambda: b"this is no image\n", "not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF"),
-    "html.jpg": (lambda: b"<!DOCTYPE html><html>404</html>", "not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF"),
-    "noise.jpg": (lambda: noise(5000), "not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF"),
-    "one_byte.jpg": (lambda: b"\xff", "not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF"),
+    "text.jpg": (lambda: b"this is no image\n", NO_IMAGE),
+    "html.jpg": (lambda: b"<!DOCTYPE html><html>404</html>", NO_IMAGE),
+    "noise.jpg": (lambda: noise(5000), NO_IMAGE),
+    "one_byte.jpg": (lambda: b"\xff", NO_IMAGE),
     "half.jpg": (lambda: half(jpeg(RGB)), "JPEG: .*"),
     "half_progressive.jpg": (lambda: half(jpeg(RGB, progressive=True)), "JPEG: .*"),
     "half_cmyk.jpg": (lambda: half(jpeg(Image.fromarray(RGB).convert("CMYK"))), ".*"),

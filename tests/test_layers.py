@@ -1,0 +1,104 @@
+"""Who may import whom: the layers of the package, held by reading the syntax tree of every module."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import fastload
+
+LAYERS = (
+    "errors geometry order record",
+    "batch buffers jpeg tiles store store_writer sources workers transforms cache failures",
+    "decode",
+    "pack",
+    "dataset",
+    "prefetch",
+    "loader",
+    "monitor doctor tune",
+    "factory verify info unpack bench memory show cli",
+)
+"""From the bottom up. A module that is in none of them has to be given its place here."""
+
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+PURE = LAYERS[0].split()
+UPWARD = {("pack", "doctor")}  # for `usable_cores`: doctor imports nothing of ours, and nothing heavy
+PACKAGE = Path(fastload.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
+
+
+def imports(module: str) -> Iterator[str]:
+    """Dotted names of all that a module imports, inside functions too; our own modules as `fastload.NAME`."""
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(part for part in ("fastload" if node.level else "", node.module) if part)
+            if base == "fastload":
+                yield from (f"fastload.{alias.name}" for alias in node.names)
+            else:
+                yield base
+
+
+def own_imports(module: str) -> set[str]:
+    return {name.split(".")[1] for name in imports(module) if name.startswith("fastload.")}
+
+
+def foreign_imports(module: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(module)} - {"fastload"} - sys.stdlib_module_names
+
+
+def importers_of(library: str) -> set[str]:
+    return {module for module in [*MODULES, "__init__"] if library in foreign_imports(module)}
+
+
+def test_the_package_is_flat_and_every_module_has_a_layer() -> None:
+    """A new module has to be given its place; what is only planned may be missing."""
+    assert set(MODULES) - set(LAYER) == set()
+    assert {"errors", "geometry", "order", "record", "store", "pack", "dataset", "loader"} <= set(MODULES)
+    assert [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_lead_downward_or_sideways(module: str) -> None:
+    """No module imports one of a higher layer, nor the package itself, whose `__init__` imports them all."""
+    assert "fastload" not in set(imports(module))
+    unknown = own_imports(module) - set(LAYER)
+    assert unknown == set()
+    above = {name for name in own_imports(module) if LAYER[name] > LAYER[module]}
+    assert above - {name for importer, name in UPWARD if importer == module} == set()
+
+
+def test_imports_go_round_in_no_circle() -> None:
+    """Within a layer too there is an order in which the modules can be read."""
+    order = list(TopologicalSorter({module: own_imports(module) for module in MODULES}).static_order())
+    assert set(MODULES) <= set(order)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_pure_modules_need_neither_torch_nor_a_disk(module: str) -> None:
+    """errors, geometry, order and record are functions on ints and bytes: the standard library, and record's hash."""
+    assert foreign_imports(module) <= ({"xxhash"} if module == "record" else set())
+    assert own_imports(module) <= set(PURE)
+    assert {name.split(".")[0] for name in imports(module)}.isdisjoint({"os", "io", "pathlib", "threading", "random"})
+
+
+def test_one_module_each_knows_lmdb_and_the_jpeg_library() -> None:
+    """store.py alone imports lmdb; jpeg.py alone imports simplejpeg and turbojpeg."""
+    assert importers_of("lmdb") == {"store", "store_writer"}
+    assert importers_of("simplejpeg") == {"jpeg"}
+    assert importers_of("turbojpeg") <= {"jpeg"}
+
+
+def test_doctor_is_light_where_the_packer_imports_it() -> None:
+    """The one exception to the layers holds as long as doctor imports nothing of ours when it is loaded."""
+    assert own_imports("doctor") == set()
+    tree = ast.parse((PACKAGE / "doctor.py").read_text(encoding="utf-8"))
+    at_load = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    at_load |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in at_load} <= sys.stdlib_module_names | {"psutil"}
