@@ -5,6 +5,9 @@ DataLoader, Accelerate and Lightning get its speed. For each batch: sizes and la
 picture's plan is made, one buffer is taken, and each sample is decoded into its slot. Raw images of one shape skip
 all that: the batch is one gather.
 
+A record's checksum is checked each time it is read (2 us for 110 KB). The rows of a raw column are not: a checksum for
+each would cost more than the gather; `fastload verify` checks them.
+
 It returns a `Batch`, a sequence of samples whose pictures are views of the buffer. `collate` hands the buffer on;
 torch's default_collate copies it. A batch belongs to the user: its buffer is used again when nobody holds it.
 """
