@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,11 +112,12 @@ def _pack(arguments: argparse.Namespace) -> int:
     else:
         rate = report.samples / report.seconds
         print(
-            f"{arguments.destination}: {report.samples} samples, {report.classes} classes, "
+            f"{arguments.destination}: {_count(report.samples, 'sample')}, {_count(report.classes, 'class', 'es')}, "
             f"{_bytes(report.bytes)}, {report.seconds:.1f} s ({rate:.0f} images/s)"
         )
     if report.quarantined:
-        _say(f"{report.quarantined} files were left out; `fastload info --quarantine {arguments.destination}` says why")
+        where = shlex.quote(arguments.destination)
+        _say(f"left out: {_count(report.quarantined, 'file')}; `fastload info --quarantine {where}` says why")
         return 3
     return 0
 
@@ -187,7 +189,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         for damage in report.damaged:
             place = "column" if damage.index is None else f"sample {damage.index}"
             print(f"{place} {_visible(damage.name)}: {_visible(damage.reason)}")
-        print(f"{arguments.store}: {report.samples} samples checked, {len(report.damaged)} damaged")
+        print(f"{arguments.store}: {_count(report.samples, 'sample')} checked, {len(report.damaged)} damaged")
     return 1 if report.damaged else 0
 
 
@@ -202,7 +204,7 @@ def _unpack(arguments: argparse.Namespace) -> int:
 
     with _progress("unpacking") as progress:
         count = unpack(arguments.store, arguments.folder, progress=progress)
-    print(f"{arguments.folder}: {count} files")
+    print(f"{arguments.folder}: {_count(count, 'file')}")
     return 0
 
 
@@ -364,6 +366,10 @@ def _say(message: str) -> None:
 def _print(table: Table) -> None:
     width = None if sys.stdout.isatty() else 160
     Console(markup=False, highlight=False, width=width).print(table)
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}" + ("" if number == 1 else plural)
 
 
 def _visible(text: str) -> str:

@@ -28,7 +28,7 @@ def contact_sheet(images: Sequence[torch.Tensor], captions: Sequence[str], colum
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         picture.thumbnail((_CELL, _CELL))
         sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
-        draw.text((left + _CELL / 2, top + _CELL + 2), _fitting(caption, draw, font), "black", font, anchor="mt")
+        draw.text((left + _CELL / 2, top + _CELL + 2), _fitting(caption, draw, font), "black", font, anchor="ma")
     return sheet
 
 

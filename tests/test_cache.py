@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -156,12 +158,22 @@ def test_what_is_kept_is_read_only() -> None:
 # --- sharing
 
 
+@pytest.fixture
+def _hasty_threads() -> Iterator[None]:
+    """Threads take turns a thousand times as often as usual, so that what is not locked shows."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("_hasty_threads")
 @pytest.mark.parametrize("policy", ["lru", "pin"])
 def test_threads_may_hammer_one_cache(policy: Policy) -> None:
     """Four threads that get and put at random see right pictures, a kept budget and counts that add up."""
     cache = ImageCache(40 * 30, policy)
     wrong: list[str] = []
-    gets = 4000
+    gets = 30_000
 
     def hammer(seed: int) -> None:
         chance = random.Random(seed)

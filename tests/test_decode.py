@@ -334,8 +334,9 @@ def test_render_carries_several_plans_out_in_turn(data: st.DataObject) -> None:
     assert np.array_equal(rendered(image, orientation, [first, second]), rendered(between, 1, [second]))
 
 
+@pytest.mark.filterwarnings("error")
 def test_render_takes_read_only_images_without_changing_them() -> None:
-    """A cached image or a view of the store is never written to, whatever the plan."""
+    """A cached image or a view of the store is never written to, whatever the plan; torch has nothing to warn of."""
     image = picture(30, 40)
     image.flags.writeable = False
     before = image.copy()

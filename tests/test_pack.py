@@ -535,6 +535,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "text.jpg": (lambda: b"this is no image\n", NO_IMAGE),
     "html.jpg": (lambda: b"<!DOCTYPE html><html>404</html>", NO_IMAGE),
     "noise.jpg": (lambda: noise(5000), NO_IMAGE),
+    "icon.ico": (lambda: saved(RGB, "ICO"), "not an image, or none of .*"),  # for Pillow it is one
     "one_byte.jpg": (lambda: b"\xff", NO_IMAGE),
     "half.jpg": (lambda: half(jpeg(RGB)), "JPEG: .*"),
     "half_progressive.jpg": (lambda: half(jpeg(RGB, progressive=True)), "JPEG: .*"),
@@ -610,13 +611,28 @@ def test_a_file_that_may_not_be_read_is_left_out(tmp_path: Path) -> None:
     assert reasons(Store(tmp_path / "db.lmdb")) == {"b.jpg": "it can't be read: Permission denied"}
 
 
-def test_the_limit_of_pixels_can_be_moved(tmp_path: Path) -> None:
-    """Down to leave large images out, and up beyond Pillow's own limit without its warning or error."""
+def test_the_limit_of_pixels_is_ours_and_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to leave large images out; Pillow's own limit, error and warning don't count, and stay as they were."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     files = {"small.png": saved(picture(10, 10), "PNG"), "large.png": saved(picture(10, 11), "PNG")}
-    limit = Image.MAX_IMAGE_PIXELS
     store = packed(tmp_path, files, max_pixels=100)
     assert reasons(store) == {"large.png": "11 x 10 pixels are more than the limit of 100; --max-pixels raises it"}
-    assert limit == Image.MAX_IMAGE_PIXELS
+    assert Image.MAX_IMAGE_PIXELS == 20
+
+
+def test_a_file_that_changes_while_it_is_packed_is_left_out_of_a_column(tmp_path: Path) -> None:
+    """All headers had one size when they were looked at; the one that has another now has no place in the column."""
+    files = {f"{i:02}.png": saved(picture(16, 16, seed=i), "PNG") for i in range(20)}
+    images = folder_of(tmp_path / "images", files)
+
+    def change(done: int, total: int) -> None:
+        if done == 1:
+            (images / "19.png").write_bytes(saved(picture(16, 17), "PNG"))
+
+    pack(images, tmp_path / "db.lmdb", encode="raw", workers=1, progress=change)
+    store = Store(tmp_path / "db.lmdb")
+    assert (len(store), store.columns["image"].shape) == (19, (16, 16, 3))
+    assert "16 x 17" in reasons(store)["19.png"]
 
 
 def test_a_file_with_a_harmless_remark_is_packed_and_read(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_resize_and_center_crop_are_torchvisions(
 @settings(deadline=None, max_examples=150)
 @given(st.lists(crops | flips | resizes | center_crops, min_size=2, max_size=4), images, orientations, indices)
 @example([Resize((40, 30)), Resize((20, 20))], picture(60, 50), 1, 0)
+@example([Resize(40), CenterCrop((30, 30)), SpiedFlip(1.0)], picture(60, 80), 1, 0)
 @example([Resize(40), SpiedCrop(20), SpiedFlip(1.0)], picture(60, 50), 6, 0)
 def test_any_chain_is_torchvisions(transforms: list[Any], image: Pixels, orientation: int, index: int) -> None:
     """Transforms in any number and order give what they give one after the other, second passes included."""

@@ -365,15 +365,33 @@ def test_leaving_the_iterator_ends_its_threads(leave: Callable[[], None]) -> Non
     assert threads() == []
 
 
+def take_one(results: Any) -> None:
+    next(results)
+
+
+def take_all(results: Any) -> None:
+    for _ in results:
+        pass
+
+
+def take_all_one_by_one(results: Any) -> None:
+    while True:
+        try:
+            next(results)
+        except StopIteration:
+            return
+
+
+@pytest.mark.parametrize("take", [take_one, take_all, take_all_one_by_one])
 @pytest.mark.parametrize("count", [50, 3], ids=["items left", "all items drawn"])
-def test_a_left_iterator_is_freed_at_once(count: int) -> None:
+def test_a_left_iterator_is_freed_at_once(count: int, take: Callable[[Any], None]) -> None:
     """No cycle keeps the iterator, its threads, items or results until the garbage collector comes by."""
     items = Counter(count)
     results = mapped(lambda n: n, items)
-    next(results)
-    references = [weakref.ref(results), weakref.ref(items)]
     gc.disable()
     try:
+        take(results)
+        references = [weakref.ref(results), weakref.ref(items)]
         del results, items
         assert threads() == []
         assert [reference() for reference in references] == [None, None]
@@ -566,9 +584,16 @@ def test_every_way_to_hold_a_batch_holds_it(way: str) -> None:
 
 
 def test_a_batch_that_nobody_holds_is_used_again() -> None:
-    """A loop that drops each batch runs in one buffer."""
+    """A loop that drops each batch runs in one buffer: what was written to the last is still there."""
     buffers = BatchBuffers()
-    assert len({buffers.take((2, 4, 4, 3), pin=False)[0].data_ptr() for _ in range(20)}) == 1
+    tensor, array = buffers.take((2, 4, 4, 3), pin=False)
+    for number in range(1, 20):
+        tensor.fill_(number)
+        before = tensor.data_ptr()
+        del tensor, array
+        tensor, array = buffers.take((2, 4, 4, 3), pin=False)
+        assert tensor.data_ptr() == before
+        assert (array == number).all()
 
 
 def test_few_unused_buffers_are_kept() -> None:
