@@ -256,8 +256,9 @@ def test_a_finished_store_has_nothing_left_of_its_making(tmp_path: Path) -> None
     """The pieces of the steps are gone from `meta`: there are the manifest, chunks, quarantine and progress."""
     write(tmp_path / "db.lmdb", [True, False] * 10, commits=range(1, 20, 3))
     with lmdb.open(str(tmp_path / "db.lmdb"), subdir=False, lock=False, readonly=True, max_dbs=2) as environment:
-        with environment.begin(db=environment.open_db(b"meta", create=False)) as transaction:
-            keys = {bytes(key).split(b"/")[0] for key, _ in transaction.cursor()}
+        meta = environment.open_db(b"meta", create=False)
+        transaction = environment.begin(db=meta)
+        keys = {bytes(key).split(b"/")[0] for key, _ in transaction.cursor()}
     assert keys == {b"manifest", b"column", b"quarantine", b"progress"}
 
 
