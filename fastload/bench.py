@@ -57,6 +57,8 @@ def bench(
     """
     if (consumer == "simulated") != (step_ms is not None):
         raise ValueError(f"consumer is {consumer!r}, step_ms is {step_ms}; a simulated accelerator takes a step_ms")
+    if step_ms is not None and step_ms < 0:
+        raise ValueError(f"step_ms is {step_ms}; a step takes 0 milliseconds or more")
     if not len(dataset):
         raise ValueError("the store is empty; there is nothing to measure")
     sampler = EndlessSampler(len(dataset), batch_size)
@@ -111,7 +113,7 @@ class _Trainer:
             self._model = _network(self._classes).to(images.device)
             self._optimizer = torch.optim.SGD(self._model.parameters(), lr=0.01)
         logits = self._model(images.float().div_(255))
-        loss = torch.nn.functional.cross_entropy(logits, labels.clamp_min(0))
+        loss = torch.nn.functional.cross_entropy(logits, labels.view(len(labels), -1)[:, 0].clamp_min(0))
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import os
 import shlex
 import sys
 import time
@@ -34,19 +36,23 @@ _PLAIN_SECONDS = 5.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fastload` with these arguments (the process's own by default) and return the exit status."""
     arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # file names may hold what a terminal can't show
     try:
         status: int = arguments.run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("fastload: interrupted; a pack goes on where it stopped when it is run again", file=sys.stderr)
+        _say("interrupted; a pack goes on where it stopped when it is run again")
         return 1
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has gone: nobody to tell
+    except BrokenPipeError:  # whoever read the output has gone; what is still buffered must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _WRONG_INPUT as error:
-        print(f"fastload: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
     except (FastloadError, OSError, ImportError, RuntimeError) as error:
-        print(f"fastload: {error}", file=sys.stderr)
+        _say(str(error).strip().splitlines()[-1])  # without a worker's traceback
         return 1
     return status
 
@@ -156,7 +162,7 @@ def _info(arguments: argparse.Namespace) -> int:
     }
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, _visible(str(value)))
     _print(table)
     _print(_histogram(facts["shorter_side"]))
     return 0
@@ -337,7 +343,7 @@ def _progress(what: str) -> Iterator[Progress]:
         bars.TextColumn(what),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.speed:.0f}/s", justify="right"),
+        bars.TaskProgressColumn(text_format="", show_speed=True),
         bars.TimeRemainingColumn(),
     )
     with bars.Progress(*columns, console=Console(stderr=True)) as bar:
@@ -360,7 +366,7 @@ def _plain_progress(what: str) -> Progress:
 
 
 def _say(message: str) -> None:
-    print(f"fastload: {message}", file=sys.stderr)
+    print(f"fastload: {_visible(message)}", file=sys.stderr)
 
 
 def _print(table: Table) -> None:

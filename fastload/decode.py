@@ -22,6 +22,8 @@ from .geometry import MIRRORED, Box, Plan, stored_box, trim, upright_size
 from .jpeg import Pixels
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_LEFT_TO_PILLOW = (b"GIF8", b"II*\0", b"MM\0*")
+_PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
@@ -73,7 +75,9 @@ def decode_other(data: bytes | memoryview, shape: tuple[int, ...] | None = None)
     Raises:
         DecodeError: it can't be decoded, or the picture is not of the `shape` that was expected.
     """
-    image = _decode_gif(data) if bytes(data[:4]) == b"GIF8" else _decode_by_opencv(data)
+    image = _decode_by_pillow(data) if bytes(data[:4]) in _LEFT_TO_PILLOW else None
+    if image is None:
+        image = _decode_by_opencv(data)
     if shape is not None and image.shape != shape:
         raise DecodeError(f"it decodes to {image.shape[:2]} pixels, the record says {shape[:2]}")
     return image
@@ -89,17 +93,20 @@ def _decode_by_opencv(data: bytes | memoryview) -> Pixels:
     return image  # type: ignore[return-value]  # uint8, by the flags
 
 
-def _decode_gif(data: bytes | memoryview) -> Pixels:
-    """The first frame, by Pillow: OpenCV paints transparent pixels in a colour of its own."""
+def _decode_by_pillow(data: bytes | memoryview) -> Pixels | None:
+    """What OpenCV shows differently: it paints a GIF's transparent pixels, and multiplies a TIFF's colours by alpha.
+
+    None for kinds of TIFF (16 bits, say) that Pillow does not turn to RGB well.
+    """
     import io
 
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=("GIF",)) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DecodeError(f"GIF: {error}") from error
+        with Image.open(io.BytesIO(data), formats=("GIF", "TIFF")) as image:
+            return np.array(image.convert("RGB")) if image.mode in _PILLOW_MODES else None
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+        raise DecodeError(f"damaged: {error}") from error
 
 
 def render(image: Pixels, orientation: int, plans: list[Plan], out: Pixels) -> None:

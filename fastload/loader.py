@@ -132,6 +132,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         batches = super().__iter__()
         return batches if self.num_workers > 0 or epoch is None else _InEpoch(batches, epoch)
 
+    def check_worker_number_rationality(self) -> None:
+        """torch's warning about more worker processes than cores; threads don't deserve it."""
+        if not self._uses_threads():
+            super().check_worker_number_rationality()
+
     def _uses_threads(self) -> bool:
         if self.worker_type == "auto":
             return _is_thread_safe(self.dataset) and not isinstance(self.dataset, IterableDataset)

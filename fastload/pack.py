@@ -72,9 +72,11 @@ class Options:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "max_side", "max_pixels"):
+        for name in ("short_side", "max_side", "max_pixels", "quality"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"{name} is {value!r}; it must be a whole number")
+            if value is not None and name != "quality" and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise ValueError(f"quality is {self.quality}; it may be 1 to 100")
@@ -143,13 +145,13 @@ def pack(
     quality: re-encode every image as a JPEG of this quality, 1 to 100; 95 for images that are shrunk.
     encode: "keep" bytes as they are where possible, make everything "jpeg", or store "raw" pixels (uint8 RGB); raw
         images of one size become a column, whose batches are a single gather.
-    exif: "apply" an image's EXIF orientation when it is decoded, or "ignore" it.
+    exif: "apply" an image's EXIF orientation when it is decoded, or "ignore" it (not TIFF's: its decoders apply it).
     max_pixels: images with more pixels are left out. workers: threads, all usable cores by default.
     overwrite: replace an existing store when the new one is complete.
     progress: called with (items done, items in all).
 
     Raises:
-        ValueError: an option makes no sense.
+        ValueError, TypeError: an option makes no sense.
         SourceError: the source is missing or empty, or nothing in it is an image.
         FileExistsError, FileNotFoundError: `destination` exists, or its folder doesn't.
         PackError: the store can't be written, or another pack is writing it.
@@ -158,6 +160,8 @@ def pack(
         >>> fastload.pack("images/", "db.lmdb", short_side=256)
     """
     started = time.perf_counter()
+    if workers is not None and not isinstance(workers, int):
+        raise TypeError(f"workers is {workers!r}; it must be a whole number")
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; packing takes at least 1 thread")
     options = Options(short_side, max_side, quality, encode, exif, max_pixels)
@@ -366,32 +370,41 @@ def _read(item: Item) -> bytes:
 def _identify(data: bytes, options: Options) -> _Facts:
     """Format, size and orientation from the file's header, by Pillow; DecodeError where there is no (whole) image."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _opened(data) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
-            orientation = _orientation(image) if options.exif == "apply" else 1
-            if not is_jpeg:
+        if size[0] * size[1] > options.max_pixels:
+            raise DecodeError(
+                f"{size[1]} x {size[0]} pixels are more than the limit of {options.max_pixels}; --max-pixels raises it"
+            )
+        if not is_jpeg:
+            with _opened(data) as image:
                 image.verify()
+    except DecodeError:
+        raise
     except UnidentifiedImageError as error:
         raise DecodeError("not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
-    if size[0] * size[1] > options.max_pixels:
-        raise DecodeError(
-            f"{size[1]} x {size[0]} pixels are more than the limit of {options.max_pixels}; --max-pixels raises it"
-        )
-    return _Facts(is_jpeg, size, orientation if orientation in range(1, 9) else 1)
+    return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1)
 
 
-def _orientation(image: Image.Image) -> Any:
-    if image.format == "TIFF":
-        return 1  # whoever decodes it turns it upright: libtiff does, and so does Pillow
-    if image.format == "PNG":  # `getexif` would decode the whole image to look behind it
-        exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))
-    else:
-        exif = image.getexif()
-    return exif.get(_ORIENTATION_TAG, 1)
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it can't be read."""
+    with _opened(data) as image:
+        if image.format == "TIFF":
+            return 1  # whoever decodes it turns it upright: libtiff does, and so does Pillow
+        if image.format == "PNG" and b"eXIf" not in data and b"Raw profile type" not in data:
+            return 1  # looking behind the pixels, as `getexif` does, would decode them
+        try:
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        except Exception:  # garbage in EXIF does not make the image worse
+            return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _make_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Field, Size]:

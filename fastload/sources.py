@@ -81,6 +81,8 @@ def open_source(
     if not os.path.exists(path):
         raise SourceError(f"{path}: no such file or folder; give a folder of images or a list of `name label` lines")
     is_folder = os.path.isdir(path)
+    if is_folder and not os.access(path, os.R_OK | os.X_OK):
+        raise SourceError(f"{path} can't be listed; check its permissions")
     if format == "auto":
         format = ("flat" if _has_image_at_top(path) else "folders") if is_folder else "list"
     if is_folder == (format == "list"):
@@ -234,18 +236,27 @@ def _read_lines(path: str, root: str) -> Iterator[_Line]:
         )
     text = data.decode("utf-8-sig", "surrogateescape")
     lines = [(number, line) for number, line in enumerate(re.split("\r\n|[\r\n]", text), 1) if line.strip()]
-    lines = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
-    delimiter = next((d for d in "\t," if any(d in line for _, line in lines)), None)
+    lines = [(number, line) for number, line in lines if not _is_comment(line, root)]
+    delimiter = next((d for d in "\t," if 2 * sum(d in line for _, line in lines) > len(lines)), None)
     for number, line in lines:
         if delimiter is None:
             name, labels = _split_at_spaces(line.strip(), root)
         else:
             try:
-                cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+                cells = next(csv.reader([line], delimiter=delimiter))
             except csv.Error as error:
                 raise SourceError(f"{path}, line {number}: not a line of `name{delimiter}label`: {error}") from error
-            name, labels = cells[0], [cell for cell in cells[1:] if cell]
+            name = cells[0] if os.path.isfile(os.path.join(root, cells[0])) else cells[0].strip()
+            labels = [cell.strip() for cell in cells[1:] if cell.strip()]
         yield _Line(number, name, labels)
+
+
+def _is_comment(line: str, root: str) -> bool:
+    """A line that begins with # is one, unless a file is called so."""
+    if not line.lstrip().startswith("#"):
+        return False
+    names = re.split(r"[\t,]|\s+", line.strip(), maxsplit=1)
+    return not os.path.isfile(os.path.join(root, names[0]))
 
 
 def _split_at_spaces(line: str, root: str) -> tuple[str, list[str]]:

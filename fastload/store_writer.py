@@ -70,10 +70,10 @@ class StoreWriter:
         self._meta = self._environment.open_db(b"meta")
 
     def _start(self) -> None:
-        Path(self.partial).unlink(missing_ok=True)
         try:
+            Path(self.partial).unlink(missing_ok=True)
             self._open()
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise self._pack_error(error) from error
 
     def _resume(self) -> bool:
@@ -189,10 +189,11 @@ class StoreWriter:
         self, meta: Mapping[bytes, bytes], samples: Sequence[tuple[bytes, bytes]] = (), drop: bytes | None = None
     ) -> None:
         """Put values, and drop the meta keys that begin with `drop`, in one transaction, growing the map as needed."""
-        needed = sum(len(value) + 8192 for value in itertools.chain(meta.values(), (value for _, value in samples)))
+        page = self._environment.stat()["psize"]
+        needed = sum(len(value) + 2 * page for value in itertools.chain(meta.values(), (value for _, value in samples)))
         try:
             info = self._environment.info()
-            if (info["last_pgno"] + 1) * 4096 + 2 * needed > info["map_size"]:
+            if (info["last_pgno"] + 1) * page + 2 * needed > info["map_size"]:
                 self._environment.set_mapsize(2 * info["map_size"] + 2 * needed)
             with self._environment.begin(write=True) as transaction:
                 for key, value in samples:
@@ -221,11 +222,14 @@ class StoreWriter:
         last_page = self._environment.info()["last_pgno"]
         page_size = self._environment.stat()["psize"]
         self._environment.close()
-        with open(self.partial, "r+b") as file:
-            if file.seek(0, os.SEEK_END) < (last_page + 1) * page_size:
-                file.truncate((last_page + 1) * page_size)
-            os.fsync(file.fileno())
-        os.replace(self.partial, self.path)
+        try:
+            with open(self.partial, "r+b") as file:
+                if file.seek(0, os.SEEK_END) < (last_page + 1) * page_size:
+                    file.truncate((last_page + 1) * page_size)
+                os.fsync(file.fileno())
+            os.replace(self.partial, self.path)
+        except OSError as error:
+            raise self._pack_error(error) from error
         if os.name == "posix":
             folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
             with contextlib.suppress(OSError):  # some network file systems have no folder sync

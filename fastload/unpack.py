@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from . import record
+from . import decode, record
+from .errors import ChecksumError, DecodeError, StoreError
 from .store import Store
 
 _FORBIDDEN = re.compile(r'[\x00<>:"|?*\\]' if os.name == "nt" else r"\x00")
@@ -45,11 +46,11 @@ def unpack(
         raise FileExistsError(f"{target} is not an empty folder; choose another one")
     target.mkdir(parents=True, exist_ok=True)
     labels = store.columns["label"]
-    taken: set[str] = set()
+    names = _Names({LABELS} if store.manifest["source"] == "list" else set())
     lines = []
     for index in range(len(store)):
         data, suffix, name = _file(store, index)
-        relative = _unique(safe_name(name, index, suffix), taken)
+        relative = names.take(safe_name(name, index, suffix), index)
         file = target / relative
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
@@ -67,11 +68,16 @@ def _file(store: Store, index: int) -> tuple[bytes, str | None, str]:
     sample = store[index]
     column = store.columns.get("image")
     if column is not None:
-        return _png(column[index]), ".png", sample.name
+        pixels = column[index]
+        if record.checksum(pixels.data) != store.columns["checksum"][index]:
+            raise ChecksumError(f"sample {index} ({sample.name}): the pixels differ from what was packed (checksum)")
+        return _png(pixels), ".png", sample.name
     image = sample["image"]
     if image.codec == record.RAW:
-        pixels = np.frombuffer(image.payload, np.uint8).reshape(image.height, image.width, image.channels)
-        return _png(pixels), ".png", sample.name
+        try:
+            return _png(decode.pixels(image)), ".png", sample.name
+        except DecodeError as error:
+            raise StoreError(f"sample {index} ({sample.name}): {error}") from error
     return bytes(image.payload), ".jpg" if image.flags & record.REENCODED else None, sample.name
 
 
@@ -83,22 +89,36 @@ def safe_name(name: str, index: int, suffix: str | None) -> str:
     """A relative path that stays inside its folder: `name`, with `suffix` if one is given, or the sample's number."""
     path = PurePosixPath(name)
     climbs = path.is_absolute() or ".." in path.parts or not path.parts or os.path.splitdrive(name)[0]
-    if climbs or _FORBIDDEN.search(name) or any(len(os.fsencode(part)) > 250 for part in path.parts):
-        path = PurePosixPath(f"{index:08d}{path.suffix if path.suffix.isalnum() else ''}")
+    too_long = len(os.fsencode(name)) > 1000 or any(len(os.fsencode(part)) > 240 for part in path.parts)
+    if climbs or too_long or _FORBIDDEN.search(name):
+        path = PurePosixPath(_number(index, path.suffix))
     if suffix is not None and path.suffix.lower() not in ((".jpg", ".jpeg") if suffix == ".jpg" else (suffix,)):
         path = path.with_suffix(suffix)
     return str(path)
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    """`name`, or a variant of it that no earlier file of this store has, on file systems that ignore case too."""
-    path = PurePosixPath(name)
-    candidate, number = name, 1
-    while candidate.casefold() in taken:
-        number += 1
-        candidate = str(path.with_name(f"{path.stem}~{number}{path.suffix}"))
-    taken.add(candidate.casefold())
-    return candidate
+def _number(index: int, suffix: str) -> str:
+    return f"{index:08d}" + (suffix if suffix[1:].isalnum() and len(suffix) < 10 else "")
+
+
+class _Names:
+    """Names given out so far, so that no file overwrites another, on file systems that ignore case too."""
+
+    def __init__(self, files: set[str]) -> None:
+        self._files, self._folders = set(files), set[str]()
+
+    def take(self, name: str, index: int) -> str:
+        """`name`, or a variant of it that no earlier file of this store has."""
+        path = PurePosixPath(name)
+        if any(str(folder).casefold() in self._files for folder in path.parents):
+            path = PurePosixPath(_number(index, path.suffix))
+        candidate, number = str(path), 1
+        while candidate.casefold() in self._files or candidate.casefold() in self._folders:
+            number += 1
+            candidate = str(path.with_name(f"{path.stem}~{number}{path.suffix}"))
+        self._files.add(candidate.casefold())
+        self._folders.update(str(folder).casefold() for folder in path.parents)
+        return candidate
 
 
 def _quoted(name: str) -> str:

@@ -86,9 +86,10 @@ def _check_columns(store: Store) -> list[Damage]:
 
 def _check_sample(store: Store, index: int, decode_images: bool) -> Damage | None:
     name = ""
+    with contextlib.suppress(FastloadError, KeyError):
+        name = store.name(index)
     try:
         sample = store[index]
-        name = sample.name
         checksum = int(store.columns["checksum"].view(index))
         column = store.columns.get("image")
         if column is not None:

@@ -154,6 +154,8 @@ class OrderedJobs(Iterator[R]):
         timeout: float = 0,
         start: Callable[[int], None] | None = None,
     ) -> None:
+        if threads < 1:
+            raise ValueError(f"{threads} threads can't do any work; it takes at least 1")
         self._jobs = iter(jobs)
         self._timeout = timeout or math.inf
         self._waiting: deque[_Task[R]] = deque()

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 import fastload
 from fastload import ImageDataset, PackReport, Store, geometry, pack, record
@@ -160,6 +160,25 @@ def interlaced() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def with_gamma(gamma: int) -> bytes:
+    data = saved(RGB, "PNG")
+    return data[:33] + chunk(b"gAMA", struct.pack(">I", gamma)) + data[33:]
+
+
+def exif_at_the_end() -> bytes:
+    """A PNG whose eXIf chunk comes after the pixels, as the format allows."""
+    data = saved(picture(20, 33), "PNG")
+    return data[:-12] + chunk(b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
+
+
+def exif_of_imagemagick() -> bytes:
+    """ImageMagick keeps EXIF in a text chunk, in hexadecimal digits."""
+    tags = exif(6).tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(tags):8d}\n{tags.hex()}\n")
+    return saved(picture(20, 33), "PNG", pnginfo=text)
+
+
 LOSSLESS: dict[str, Callable[[], bytes]] = {
     "jpeg.jpg": lambda: jpeg(RGB),
     "jpeg_grey.jpg": lambda: jpeg(GREY),
@@ -181,6 +200,8 @@ LOSSLESS: dict[str, Callable[[], bytes]] = {
     "jpeg_exif0.jpg": lambda: jpeg(RGB, 0),
     "jpeg_exif9.jpg": lambda: jpeg(RGB, 9),
     "jpeg_exif6_grey.jpg": lambda: jpeg(GREY, 6),
+    "jpeg_comment_and_profile.jpg": lambda: jpeg(RGB, comment=b"hello", icc_profile=bytes(500)),
+    "jpeg_of_several.jpg": lambda: animated("MPO"),
     "png.png": lambda: saved(RGB, "PNG"),
     "png_grey.png": lambda: saved(GREY, "PNG"),
     "png_1bit.png": lambda: saved(GREY.convert("1"), "PNG"),
@@ -192,13 +213,22 @@ LOSSLESS: dict[str, Callable[[], bytes]] = {
     "png_16bit_rgb.png": sixteen_bits,
     "png_interlaced.png": interlaced,
     "png_exif6.png": lambda: saved(picture(20, 33), "PNG", exif=exif(6)),
+    "png_exif6_at_its_end.png": exif_at_the_end,
+    "png_exif6_of_imagemagick.png": exif_of_imagemagick,
+    "png_animated.png": lambda: animated("PNG"),
+    "png_2bit.png": lambda: saved(Image.fromarray(RGB).quantize(4), "PNG", bits=2),
+    "png_transparent_colour.png": lambda: saved(RGB, "PNG", transparency=(1, 2, 3)),
+    "png_gamma.png": lambda: with_gamma(45455),
     "bmp.bmp": lambda: saved(RGB, "BMP"),
     "bmp_grey.bmp": lambda: saved(GREY, "BMP"),
     "bmp_palette.bmp": lambda: saved(Image.fromarray(RGB).quantize(64), "BMP"),
+    "bmp_1bit.bmp": lambda: saved(GREY.convert("1"), "BMP"),
+    "bmp_rgba.bmp": lambda: saved(with_alpha("RGB"), "BMP"),
     "webp_lossless.webp": lambda: saved(RGB, "WEBP", lossless=True),
     "webp_lossy.webp": lambda: saved(RGB, "WEBP", quality=80),
     "webp_alpha.webp": lambda: saved(with_alpha("RGB"), "WEBP", lossless=True, exact=True),
     "webp_exif8.webp": lambda: saved(picture(20, 33), "WEBP", lossless=True, exif=exif(8)),
+    "webp_animated.webp": lambda: animated("WEBP", lossless=True),
     "tiff.tiff": lambda: saved(RGB, "TIFF"),
     "tiff_grey.tif": lambda: saved(GREY, "TIFF"),
     "tiff_lzw.tif": lambda: saved(RGB, "TIFF", compression="tiff_lzw"),
@@ -206,11 +236,18 @@ LOSSLESS: dict[str, Callable[[], bytes]] = {
     "tiff_palette.tif": lambda: saved(Image.fromarray(RGB).quantize(64), "TIFF"),
     "tiff_1bit.tif": lambda: saved(GREY.convert("1"), "TIFF"),
     "tiff_pages.tif": lambda: animated("TIFF"),
+    "tiff_rgba.tif": lambda: saved(with_alpha("RGB"), "TIFF"),
+    "tiff_la.tif": lambda: saved(with_alpha("L"), "TIFF"),
+    "tiff_jpeg.tif": lambda: saved(RGB, "TIFF", compression="jpeg"),
+    "tiff_packbits.tif": lambda: saved(RGB, "TIFF", compression="packbits"),
+    "tiff_group4.tif": lambda: saved(GREY.convert("1"), "TIFF", compression="group4"),
     **{f"tiff_exif{i}.tif": lambda i=i: saved(picture(30 + i, 50), "TIFF", exif=exif(i)) for i in range(1, 9)},
     "gif.gif": lambda: saved(RGB, "GIF"),
     "gif_animated.gif": lambda: animated("GIF"),
     "ppm.ppm": lambda: saved(RGB, "PPM"),
     "pgm.pgm": lambda: saved(GREY, "PPM"),
+    "pbm.pbm": lambda: saved(GREY.convert("1"), "PPM"),
+    "ppm_text.ppm": lambda: b"P3\n2 1\n255\n1 2 3 4 5 6\n",
 }  # fmt: skip
 CLOSE: dict[str, Callable[[], bytes]] = {
     "cmyk.jpg": lambda: jpeg(Image.fromarray(RGB).convert("CMYK")),
@@ -282,6 +319,14 @@ def test_exif_can_be_ignored(tmp_path: Path) -> None:
         assert store[index]["image"].orientation == 1
     pack(tmp_path / "images", tmp_path / "small.lmdb", exif="ignore", short_side=15)
     assert [tuple(size) for size in np.asarray(Store(tmp_path / "small.lmdb").columns["size"])] == [(15, 25)] * 2
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_an_image_whose_exif_is_garbage_is_shown_as_it_lies(tmp_path: Path, format: str) -> None:
+    """A picture is not lost for its metadata."""
+    data = saved(RGB, format, exif=b"Exif\0\0garbage", lossless=True, quality=90)
+    store = packed(tmp_path, {"a": data})
+    np.testing.assert_array_equal(read(store), shown(data, upright=False))
 
 
 # ---- options

@@ -341,7 +341,7 @@ def test_a_finish_that_failed_at_the_rename_is_repeated(tmp_path: Path) -> None:
         add(writer, 0, 20)
         writer.advance()
         path.mkdir()
-        with pytest.raises(OSError, match=r"db\.lmdb"):
+        with pytest.raises(PackError, match=r"db\.lmdb"):
             writer.finish(MANIFEST)
     path.rmdir()
     with StoreWriter(path, SPECS, "f") as writer:

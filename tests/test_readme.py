@@ -1,0 +1,211 @@
+"""The README is true: its blocks run, its commands and options exist, its paths lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import fastload
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = [(match[1], match[2]) for match in BLOCK.finditer(README)]
+PROSE = BLOCK.sub("", README)
+SPANS = re.findall(r"`([^`\n]+)`", PROSE)
+"""What stands between backticks in running text and tables."""
+
+
+def shell_lines() -> list[str]:
+    """The commands of all sh blocks, without their comments."""
+    lines = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
+    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+
+
+def command_rows() -> dict[str, str]:
+    """What the table of commands says of each."""
+    return {match[1]: match[0] for match in re.finditer(r"^\| `fastload (\w+).*$", README, re.MULTILINE)}
+
+
+@pytest.fixture
+def fastload_command() -> Callable[[list[str]], int]:
+    """What the installed `fastload` script calls."""
+    (script,) = (s for s in entry_points(group="console_scripts") if s.name == "fastload")
+    command: Callable[[list[str]], int] = script.load()
+    return command
+
+
+@pytest.fixture
+def help_of(fastload_command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The help of a command, as it prints it."""
+
+    def help_of(*command: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            fastload_command([*command, "--help"])
+        assert exit_info.value.code == 0
+        return capsys.readouterr().out
+
+    return help_of
+
+
+def options_of(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+@pytest.fixture
+def where_images_are(tmp_path: Path, make_picture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with `images/`: two classes, enough of them for a whole batch of 64."""
+    for i in range(70):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_picture(48, 64, seed=i)).save(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_blocks_run(
+    where_images_are: Path, fastload_command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From top to bottom in one folder: the sh blocks pack `images/` into `db.lmdb`, the Python blocks load it."""
+    names: dict[str, Any] = {}
+    ran = []
+    for language, block in BLOCKS:
+        if language == "sh":
+            for line in (shlex.split(line, comments=True) for line in block.splitlines()):
+                if line and line[0] == "fastload":
+                    assert fastload_command(line[1:]) == 0
+                    ran.append("fastload")
+        elif language == "python":
+            names.pop("images", None)
+            exec(compile(block, "README.md", "exec"), names)
+            assert names["images"].shape == (64, 3, 224, 224)
+            assert names["labels"].shape == (64,)
+            ran.append("python")
+    assert ran[0] == "fastload"
+    assert ran.count("python") >= 2
+    assert len(fastload.Store("db.lmdb")) == 70
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert f"torch.Size([64, 3, 224, 224]) torch.float32 {device}" in capsys.readouterr().out
+
+
+def test_every_shell_line_is_known() -> None:
+    """Set-up lines call scripts that are there (running them would make environments); all others are `fastload`'s."""
+    lines = shell_lines()
+    assert lines
+    for line in lines:
+        first, *rest = line.split()
+        if first == "python3":
+            script = ROOT / rest[0]
+            assert script.is_file(), f"{rest[0]} does not exist"
+            compile(script.read_text(encoding="utf-8"), str(script), "exec")
+            if os.name == "posix":
+                assert os.access(script, os.X_OK)
+        else:
+            assert first == "fastload"
+
+
+def test_the_table_has_every_command(help_of: Callable[..., str]) -> None:
+    """The commands in the README are those of the parser, in its order."""
+    listed = re.search(r"COMMAND\n(.*)", help_of(), re.DOTALL)
+    assert listed is not None
+    assert list(command_rows()) == re.findall(r"^    (\w+)", listed[1].split("\n\n")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", command_rows())
+def test_the_table_has_no_option_that_is_not_there(help_of: Callable[..., str], command: str) -> None:
+    """Every option in a command's row is in that command's help, with the choices that the row gives."""
+    row, text = command_rows()[command], help_of(command)
+    assert options_of(row) <= options_of(text)
+    for option, choices in re.findall(r"(--[a-z-]+) (\w+(?:\\\|\w+)+)", row):
+        assert f"{option} {{{','.join(choices.split(chr(92) + '|'))}}}" in text
+    for choice in re.findall(r"`--exif (\w+)`", row):
+        assert re.search(rf"--exif {{[\w,]*{choice}", text)
+    positional = re.match(r"\| `fastload \w+((?: [A-Z]+)*)`", row)
+    assert positional is not None
+    assert re.search(rf"usage: fastload {command}\b.*{'.*'.join(positional[1].split())}\n", text, re.DOTALL)
+
+
+def test_options_in_running_text_exist(help_of: Callable[..., str]) -> None:
+    """Each is an option of some command, or of the benchmarks where the README says so."""
+    known = {option for command in command_rows() for option in options_of(help_of(command))}
+    bench = (ROOT / "bench" / "conftest.py").read_text(encoding="utf-8")
+    known |= {option for option in options_of(PROSE) if f'"{option}"' in bench}
+    assert options_of(PROSE) <= known
+
+
+def test_paths_exist() -> None:
+    """What looks like a path of this repository, in links and between backticks, leads to something."""
+    words = {word for span in SPANS for word in span.split() if re.fullmatch(r"[\w.]+(/[\w.]+)+/?", word)}
+    links = {link for link in re.findall(r"\]\(([^)#\s]+)", PROSE) if "://" not in link}
+    assert {"fastload/record.py", "fastload/store.py"} <= words
+    assert {path for path in words | links if not (ROOT / path).exists()} == set()
+
+
+def test_modules_in_the_table_exist() -> None:
+    """Each name in the table of modules is a module of the package, and none is named twice."""
+    table = re.search(r"^\| module \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    assert table is not None
+    names = [name for row in table[0].strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert len(names) == len(set(names)) >= 15
+    assert {name for name in names if not (ROOT / "fastload" / f"{name}.py").is_file()} == set()
+
+
+def test_names_of_the_package_exist() -> None:
+    """Every `fastload.NAME` in text and code is public, or the path of a file."""
+    names = set(re.findall(r"(?<![\w/])fastload\.(\w+)", README))
+    assert "DataLoader" in names
+    assert names <= set(fastload.__all__)
+
+
+def test_arguments_in_running_text_are_understood(where_images_are: Path) -> None:
+    """The keyword arguments that the text gives as examples are taken by what they are said to be for."""
+    fastload.pack("images/", "db.lmdb")
+    given = {span.split("=")[0]: span for span in SPANS if re.match(r"[a-z_]+=\S", span)}
+    errors = re.search(r'on_error=("\w+"(?: \| "\w+")*)', README)
+    assert errors is not None
+    for on_error in re.findall(r'"(\w+)"', errors[1]):
+        fastload.ImageDataset("db.lmdb", on_error=on_error)
+    assert "max_failures=0.01" in given["max_failures"]
+    assert 'cache="4GB"' in given["cache"] or "cache=fastload.ImageCache" in given["cache"]
+    dataset = fastload.ImageDataset("db.lmdb", cache=fastload.ImageCache("4GB", "pin"), max_failures=0.01)
+    fastload.DataLoader(dataset, worker_type="process")
+    assert 'worker_type="process"' in README
+
+
+def test_the_exit_statuses_are_those_of_the_command_line() -> None:
+    """README and `cli` list the same numbers."""
+    from fastload import cli
+
+    readme = re.search(r"Exit status: (.*?)\. `--json`", README, re.DOTALL)
+    module = re.search(r"Exit status: (.*?)\.\n", cli.__doc__ or "", re.DOTALL)
+    assert readme is not None
+    assert module is not None
+    assert re.findall(r"\b\d\b", readme[1]) == re.findall(r"\b\d\b", module[1]) == ["0", "1", "2", "3"]
+
+
+def test_the_record_s_layout_is_the_module_s() -> None:
+    """The table of bytes adds up to the sizes that are really written."""
+    from fastload import record
+
+    table = re.search(r"^\| bytes \| what \|\n.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    assert table is not None
+    assert f"`{record.MAGIC.decode()}`" in table[0]
+    cells = [row.split("|")[1].strip() for row in table[0].strip().splitlines()[2:]]
+    numbers = [sum(map(int, re.findall(r"\d+", cell))) for cell in cells]
+    head, entry = sum(numbers[:3]), numbers[3]
+    for fields in (1, 2, 5):
+        assert len(record.build([record.Field(record.TEXT, b"")] * fields)) == head + fields * entry
+    described = re.search(r"40 per field \|(.*)\|", table[0])
+    assert described is not None
+    parts = re.findall(r"([^;()]+)\((\d)( each)?\)", described[1])
+    assert sum(int(size) * (len(names.split(",")) if each else 1) for names, size, each in parts) == entry

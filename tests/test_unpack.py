@@ -1,0 +1,359 @@
+"""`unpack` gives back what was packed, and writes nowhere else, whatever names a store has."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import fastload
+from fastload import record
+from fastload.errors import StoreError
+from fastload.record import Field
+from fastload.store import ColumnSpec
+from fastload.store_writer import StoreWriter
+from fastload.unpack import LABELS, safe_name, unpack
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX only")
+windows = pytest.mark.skipif(os.name != "nt", reason="Windows only")
+FIELDS = [{"name": "image", "kind": "image", "in": "record"}, {"name": "name", "kind": "text", "in": "record"}]
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its relative name with forward slashes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def image_of(number: int) -> Field:
+    """An image that the number can be told from: packed bytes are never looked at by `unpack`."""
+    return Field(record.JPEG, b"image %d" % number, 1, 3, 0, 30, 20)
+
+
+def build(path: Path, names: Sequence[str], images: Sequence[Field] | None = None, source: str = "folders") -> Path:
+    """A store by hand, with any names."""
+    columns = {
+        "label": ColumnSpec.of("<i8"),
+        "size": ColumnSpec.of("<u4", (2,)),
+        "bytes": ColumnSpec.of("<u8"),
+        "checksum": ColumnSpec.of("<u8"),
+    }
+    with StoreWriter(path, columns, "by hand") as writer:
+        for number, name in enumerate(names):
+            image = image_of(number) if images is None else images[number]
+            row = {"label": number, "size": (20, 30), "bytes": len(image.payload)}
+            name_field = Field(record.TEXT, name.encode("utf-8", "surrogateescape"))
+            writer.add([image, name_field], row | {"checksum": record.checksum(image.payload)})
+            writer.advance()
+        writer.finish({"fields": FIELDS, "classes": None, "source": source, "options": {}, "created": "now"})
+    return path
+
+
+def unpacked(tmp_path: Path, names: Sequence[str], **options: Any) -> dict[str, bytes]:
+    """What comes out of a store with these names; an error if anything is written outside of the folder."""
+    store = build(tmp_path / "db.lmdb", names, **options)
+    folder = tmp_path / "deep" / "er" / "out"
+    assert unpack(store, folder) == len(names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db.lmdb", "deep"]
+    assert [path.name for path in (tmp_path / "deep").rglob("*") if out_of(path, folder)] == ["er"]
+    return files_below(folder)
+
+
+def out_of(path: Path, folder: Path) -> bool:
+    return path != folder and folder not in path.parents
+
+
+# ---- what comes back
+
+
+def test_kept_files_come_back_byte_for_byte(class_folders: Path, store_path: Path, tmp_path: Path) -> None:
+    """The same names with the same bytes, no file more: class folders tell the labels by themselves."""
+    assert unpack(store_path, tmp_path / "out") == 12
+    assert files_below(tmp_path / "out") == files_below(class_folders)
+
+
+def test_other_formats_come_back_byte_for_byte(tmp_path: Path, make_picture: Callable[..., Any]) -> None:
+    """PNG and BMP are kept like JPEGs, under their own names."""
+    (tmp_path / "images").mkdir()
+    for suffix in ("png", "bmp", "JPG"):
+        Image.fromarray(make_picture(20, 30)).save(tmp_path / "images" / f"x.{suffix}")
+    fastload.pack(tmp_path / "images", tmp_path / "db.lmdb")
+    unpack(tmp_path / "db.lmdb", tmp_path / "out")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "images")
+
+
+def test_raw_columns_come_back_as_png(raw_store_path: Path, tmp_path: Path) -> None:
+    """The pixels are equal, in RGB order, under the names that the files had."""
+    unpack(raw_store_path, tmp_path / "out")
+    store = fastload.Store(raw_store_path)
+    assert len(files_below(tmp_path / "out")) == 40
+    for index in range(40):
+        with Image.open(tmp_path / "out" / store[index].name) as image:
+            assert (image.format, image.mode) == ("PNG", "RGB")
+            assert np.array_equal(np.asarray(image), store.columns["image"][index])
+
+
+def test_raw_records_come_back_as_png(class_folders: Path, tmp_path: Path) -> None:
+    """Raw images of different sizes are records; a JPEG's name gets the suffix of what the file is now."""
+    fastload.pack(class_folders, tmp_path / "db.lmdb", encode="raw")
+    unpack(tmp_path / "db.lmdb", tmp_path / "out")
+    dataset = fastload.ImageDataset(tmp_path / "db.lmdb", image_type="numpy")
+    assert "bee/1.png" in files_below(tmp_path / "out")
+    for index in range(len(dataset)):
+        name = PurePosixPath(dataset.store[index].name).with_suffix(".png")
+        with Image.open(tmp_path / "out" / name) as image:
+            assert np.array_equal(np.asarray(image), dataset[index][0])
+
+
+def test_reencoded_files_get_the_suffix_of_a_jpeg(tmp_path: Path, make_picture: Callable[..., Any]) -> None:
+    """PNGs that were packed with a quality are JPEGs now, and called so; JPEGs keep the spelling of their suffix."""
+    for folder, suffix in {"a": "png", "b": "jpeg", "c": "JPG", "d": "jpg"}.items():
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        Image.fromarray(make_picture(20, 30)).save(tmp_path / "images" / folder / f"x.y.{suffix}")
+    fastload.pack(tmp_path / "images", tmp_path / "db.lmdb", quality=80)
+    unpack(tmp_path / "db.lmdb", tmp_path / "out")
+    files = files_below(tmp_path / "out")
+    assert set(files) == {"a/x.y.jpg", "b/x.y.jpeg", "c/x.y.JPG", "d/x.y.jpg"}
+    for data in files.values():
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.format == "JPEG"
+
+
+def test_a_list_packs_again_to_the_same_labels(class_folders: Path, tmp_path: Path) -> None:
+    """`labels.tsv` holds several labels per sample, none, and negative ones, and names with spaces and quotes."""
+    names = ["plain.jpg", "with space.jpg", "comma,.jpg", "deep/er.jpg", "b.jpg"]
+    names += ['quo"te.jpg', "tab\t.jpg", "\udcff.jpg"] if os.name == "posix" and os.uname().sysname == "Linux" else []
+    lines = []
+    for number, name in enumerate(names):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes((class_folders / "ant" / "0.jpg").read_bytes())
+        quoted = '"' + name.replace('"', '""') + '"'
+        lines.append("\t".join([quoted, *["7", str(-number)][: number % 3]]) + "\n")
+    (tmp_path / "in" / "list.txt").write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+    fastload.pack(tmp_path / "in" / "list.txt", tmp_path / "a.lmdb")
+    unpack(tmp_path / "a.lmdb", tmp_path / "out")
+    report = fastload.pack(tmp_path / "out" / LABELS, tmp_path / "b.lmdb")
+    assert (report.samples, report.quarantined) == (len(names), 0)
+    first, second = fastload.Store(tmp_path / "a.lmdb"), fastload.Store(tmp_path / "b.lmdb")
+    assert np.array_equal(np.asarray(first.columns["label"]), np.asarray(second.columns["label"]))
+    assert [second[i].name for i in range(len(second))] == [first[i].name for i in range(len(first))] == names
+
+
+@pytest.mark.parametrize("name", ["#1.jpg", "#/1.jpg", " leading.jpg"])
+def test_names_that_a_list_would_misread_pack_again(class_folders: Path, tmp_path: Path, name: str) -> None:
+    """A name that begins like a comment or with a space is written so that `pack` finds it."""
+    data = (class_folders / "ant" / "0.jpg").read_bytes()
+    images = [Field(record.JPEG, data, 1, 3, 0, 80, 60)] * 2
+    unpack(build(tmp_path / "a.lmdb", ["first.jpg", name], images, source="list"), tmp_path / "out")
+    report = fastload.pack(tmp_path / "out" / LABELS, tmp_path / "b.lmdb")
+    assert (report.samples, report.quarantined) == (2, 0)
+    assert [fastload.Store(tmp_path / "b.lmdb")[i].name for i in range(2)] == ["first.jpg", name]
+
+
+def test_folders_pack_again_to_an_equal_store(store_path: Path, tmp_path: Path) -> None:
+    """What was kept survives the round trip: images, labels, classes and their order, by the store's digest."""
+    unpack(store_path, tmp_path / "out")
+    fastload.pack(tmp_path / "out", tmp_path / "again.lmdb")
+    assert fastload.Store(tmp_path / "again.lmdb").manifest["digest"] == fastload.Store(store_path).manifest["digest"]
+
+
+def test_progress_counts_every_file(store_path: Path, tmp_path: Path) -> None:
+    """Called once for each sample, in order, with the number of all."""
+    calls: list[tuple[int, int]] = []
+    unpack(store_path, tmp_path / "out", progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 12) for done in range(1, 13)]
+
+
+# ---- what is refused
+
+
+def test_a_target_that_is_not_empty_is_refused(store_path: Path, tmp_path: Path) -> None:
+    """A folder with anything in it, hidden files included, and a file: nothing is written, nothing is lost."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / ".hidden").touch()
+    (tmp_path / "file").touch()
+    for name in ("full", "file"):
+        with pytest.raises(FileExistsError, match="not an empty folder"):
+            unpack(store_path, tmp_path / name)
+    assert files_below(tmp_path) == {"full/.hidden": b"", "file": b""}
+
+
+def test_an_empty_folder_will_do(store_path: Path, tmp_path: Path) -> None:
+    """A target that exists and is empty is used as it is."""
+    (tmp_path / "out").mkdir()
+    assert unpack(store_path, tmp_path / "out") == 12
+
+
+def spoiled(store: Path, copy: Path, bytes_of_it: bytes) -> Path:
+    """A copy of a store with the first byte of `bytes_of_it` changed."""
+    assert bytes_of_it in store.read_bytes()
+    copy.write_bytes(store.read_bytes().replace(bytes_of_it, bytes([bytes_of_it[0] ^ 1]) + bytes_of_it[1:]))
+    return copy
+
+
+def test_a_damaged_sample_stops_it(store_path: Path, tmp_path: Path) -> None:
+    """Bytes that are not what was packed are not passed off as the file."""
+    payload = bytes(fastload.Store(store_path)[5]["image"].payload)
+    with pytest.raises(StoreError, match="checksum"):
+        unpack(spoiled(store_path, tmp_path / "damaged.lmdb", payload), tmp_path / "out")
+    assert "bee/1.jpg" not in files_below(tmp_path / "out")
+
+
+def test_a_damaged_row_of_a_raw_column_stops_it(raw_store_path: Path, tmp_path: Path) -> None:
+    """Pixels of a column are held against their checksums like everything else."""
+    pixels = fastload.Store(raw_store_path).columns["image"][17].tobytes()
+    with pytest.raises(StoreError, match="checksum"):
+        unpack(spoiled(raw_store_path, tmp_path / "damaged.lmdb", pixels), tmp_path / "out")
+
+
+def test_a_raw_image_of_impossible_length_is_an_error_of_the_store(tmp_path: Path) -> None:
+    """A raw record whose length and size contradict each other, as no packer writes it, raises a FastloadError."""
+    image = Field(record.RAW, bytes(20 * 30 * 3 + 1), 1, 3, 0, 30, 20)
+    with pytest.raises(fastload.FastloadError):
+        unpack(build(tmp_path / "db.lmdb", ["x.png"], [image]), tmp_path / "out")
+
+
+# ---- names
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays below its folder here, by the operating system's own rules."""
+    root = os.path.abspath("root")
+    whole = os.path.abspath(os.path.join(root, name))
+    return not os.path.isabs(name) and whole.startswith(root + os.sep)
+
+
+pieces = st.sampled_from(
+    ["..", ".", "", "a", "C:", "\\", "/", "//", "\0", "~", " ", "b.jpg", "\udcff", "x" * 260, "..."]
+)
+names = st.one_of(st.lists(pieces, max_size=7).map("/".join), st.lists(pieces, max_size=7).map("".join))
+any_text = st.binary(max_size=40).map(lambda data: data.decode("utf-8", "surrogateescape"))
+
+
+@settings(deadline=None)
+@given(names | any_text, st.integers(0, 10**12), st.sampled_from([None, ".jpg", ".png"]))
+def test_a_safe_name_stays_in_its_folder(name: str, index: int, suffix: str | None) -> None:
+    """Whatever the name: below the folder, no part too long or forbidden, and with the suffix that it has to have."""
+    safe = safe_name(name, index, suffix)
+    assert is_inside(safe)
+    path = PurePosixPath(safe)
+    assert str(path) == safe
+    assert not path.is_absolute()
+    assert path.parts
+    assert ".." not in path.parts
+    assert "\0" not in safe
+    assert all(0 < len(os.fsencode(part)) <= 255 for part in path.parts)
+    if suffix == ".jpg":
+        assert path.suffix.lower() in (".jpg", ".jpeg")
+    elif suffix == ".png":
+        assert path.suffix.lower() == ".png"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text("abc.-_é ", min_size=1, max_size=8).filter(lambda part: part.strip(". ")), min_size=1, max_size=4)
+)
+def test_a_harmless_name_is_left_alone(parts: list[str]) -> None:
+    """An ordinary relative path comes back as it is."""
+    assert safe_name("/".join(parts), 7, None) == "/".join(parts)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/abs", "a/../../b", "a/..", "..", ".", "", "nul\0byte", "/", "x" * 251, "a/" + "é" * 126 + "/b"]
+)
+def test_a_name_that_can_not_be_used_becomes_the_number(name: str) -> None:
+    """Climbing, absolute, empty and impossible names are replaced by the sample's index."""
+    assert safe_name(name, 42, None) == "00000042"
+    assert safe_name(name, 42, ".png") == "00000042.png"
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/abs/x.jpg", "x" * 251 + ".jpg"])
+def test_a_replaced_name_keeps_its_suffix(name: str) -> None:
+    """A number instead of a name is still the name of a JPEG."""
+    assert safe_name(name, 42, None) == "00000042.jpg"
+
+
+@windows
+@pytest.mark.parametrize(
+    "name", ["C:\\x.jpg", "C:x.jpg", "\\\\host\\share\\x.jpg", "a\\..\\..\\b.jpg", "a:b.jpg", "a?.jpg"]
+)
+def test_windows_paths_become_the_number(name: str) -> None:
+    """Drives, shares, backslashes and what Windows forbids in names."""
+    assert safe_name(name, 42, ".jpg") == "00000042.jpg"
+
+
+@posix
+def test_windows_paths_are_names_like_others_here() -> None:
+    """A backslash is no separator here, so the name is a file in the folder."""
+    assert safe_name("C:\\x.jpg", 42, None) == "C:\\x.jpg"
+
+
+def test_a_hostile_store_stays_in_its_folder(tmp_path: Path) -> None:
+    """Every image of a store with the worst of names is written once, below the folder, and to nowhere else."""
+    hostile = [
+        "../../x.jpg",
+        "/abs.jpg",
+        f"{tmp_path.as_posix()}/y.jpg",
+        "a/../../b.jpg",
+        "",
+        "nul\0.jpg",
+        ".",
+        "..",
+        "~/z",
+    ]
+    hostile += ["x" * 300, "é" * 200, "a//b///c.jpg", "./d.jpg", "00000001", "C:\\windows.jpg", "..\\up.jpg"]
+    files = unpacked(tmp_path, hostile)
+    assert sorted(files.values()) == sorted(bytes(image_of(i).payload) for i in range(len(hostile)))
+    assert files["a/b/c.jpg"] == b"image 11"
+    assert files["d.jpg"] == b"image 12"
+
+
+def test_equal_names_are_told_apart(tmp_path: Path) -> None:
+    """Duplicates, names that differ in case alone, and names that look like our own variants: all files are there."""
+    files = unpacked(tmp_path, ["a.jpg", "A.JPG", "a.jpg", "a~2.jpg", "b/x", "B/X", "ß", "SS"])
+    assert sorted(files.values()) == [b"image %d" % number for number in range(8)]
+    assert len({name.casefold() for name in files}) == 8
+    assert files["a.jpg"] == b"image 0"
+    assert files["b/x"] == b"image 4"
+
+
+def test_equal_names_after_a_change_of_suffix_are_told_apart(tmp_path: Path) -> None:
+    """x.png and x.bmp, both re-encoded, would both be x.jpg."""
+    images = [image_of(number)._replace(flags=record.REENCODED) for number in range(2)]
+    files = unpacked(tmp_path, ["x.png", "x.bmp"], images=images)
+    assert files == {"x.jpg": b"image 0", "x~2.jpg": b"image 1"}
+
+
+@pytest.mark.parametrize("names", [["a", "a/b.jpg"], ["a/b.jpg", "a"], ["a/b", "A/B/c"]], ids=" ".join)
+def test_a_file_where_another_needs_a_folder(tmp_path: Path, names: list[str]) -> None:
+    """One name can't be both: one of the two gets another place, and both images are there."""
+    assert sorted(unpacked(tmp_path, names).values()) == [b"image 0", b"image 1"]
+
+
+def test_long_equal_names_are_told_apart(tmp_path: Path) -> None:
+    """Names at the limit of what a file system takes have no room for a suffix and a number."""
+    images = [Field(record.RAW, bytes([number]) * 1800, 1, 3, 0, 30, 20) for number in range(2)]
+    files = unpacked(tmp_path, ["x" * 250] * 2, images=images)
+    assert sorted(cv2.imdecode(np.frombuffer(data, np.uint8), -1)[0, 0, 0] for data in files.values()) == [0, 1]
+
+
+def test_a_path_that_is_too_long_becomes_the_number(tmp_path: Path) -> None:
+    """Every part is short enough, the whole is not: it can't be a file here."""
+    files = unpacked(tmp_path, ["/".join(["x" * 200] * 30), "b.jpg"])
+    assert sorted(files.values()) == [b"image 0", b"image 1"]
+
+
+def test_an_image_called_like_the_list_is_not_overwritten(tmp_path: Path) -> None:
+    """The list that is written beside the images leaves a file of its name alone."""
+    files = unpacked(tmp_path, [LABELS, "b.jpg"], source="list")
+    assert len(files) == 3
+    assert {b"image 0", b"image 1"} <= set(files.values())
