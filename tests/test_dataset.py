@@ -54,6 +54,12 @@ def fresh(dataset: ImageDataset, indices: Sequence[int]) -> list[torch.Tensor]:
     return [torch.stack([image.clone() for image, _ in samples]), torch.tensor([label for _, label in samples])]
 
 
+def stop_processes(batches: Any) -> None:
+    """End the workers of torch's iterator: after an error only the garbage collector would, in 5 s for each."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+
+
 @pytest.fixture(scope="session")
 def files(class_folders: Path) -> list[Path]:
     """The image files in index order."""
@@ -629,6 +635,7 @@ def test_raise_reaches_the_user_of_torchs_loader(damaged_path: Path, workers: in
     next(batches)
     with pytest.raises(DecodeError, match=r"sample 5 \(bee/1\.jpg\)"):
         next(batches)
+    stop_processes(batches)
 
 
 @pytest.mark.parametrize(
@@ -654,8 +661,10 @@ def test_max_failures_is_a_count_or_a_share(
 def test_max_failures_holds_across_worker_processes(store_path: Path, tmp_path: Path) -> None:
     """Two processes that meet one damaged sample each are together over a limit of one."""
     dataset = ImageDataset(damage(store_path, tmp_path / "d.lmdb", 0, 11), Resize((8, 8)), max_failures=1)
+    batches = iter(TorchLoader(dataset, batch_size=6, num_workers=2))
     with pytest.raises(TooManyFailures, match="2 samples failed, max_failures allows 1"):
-        list(TorchLoader(dataset, batch_size=6, num_workers=2))
+        list(batches)
+    stop_processes(batches)
 
 
 def test_a_record_that_lies_about_its_size_is_an_error(store_path: Path, tmp_path: Path) -> None:
