@@ -82,11 +82,11 @@ def parse_bytes(size: int | str) -> int:
     if not isinstance(size, (int, str)):
         raise TypeError(f"a cache budget is a number of bytes or text such as '4GB', not {size!r}")
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", size, re.IGNORECASE)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?\s*", size, re.IGNORECASE)
         if match is None:
             raise ValueError(f"{size!r} is not a number of bytes; write it like 500MB, 4GB or 2GiB")
         number, unit, binary = match.groups()
-        unit = _UNITS[unit.upper()]
+        unit = _UNITS[(unit or "").upper()]
         if binary:
             unit = 1024 ** round(len(str(unit)) // 3)
         size = int(float(number) * unit)

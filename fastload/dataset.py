@@ -60,7 +60,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         memory), "numpy" (uint8, height x width x 3) or "pil".
     cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none.
     on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another
-        sample, the same in every run), or "raise". Failed samples are listed in `failures`.
+        sample, the same in every run), or "raise". With the first two, failed samples are listed in `failures`.
     max_failures: raise `TooManyFailures` when more samples fail: a count, or a share of the dataset (a float below 1).
     seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
 
@@ -149,7 +149,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
             ValueError: the region is empty or not inside the image.
             DecodeError: the image is damaged, whatever `on_error` says.
         """
-        index = range(len(self))[index]
+        index = range(len(self))[operator.index(index)]
         size = self._sizes(np.array([index]))[0]
         plan = Plan.whole(size)
         if region is not None:
@@ -242,7 +242,8 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
             return torch.from_numpy(labels)
         transform = self.target_transform
         values = labels.tolist() if labels.ndim == 1 else list(torch.from_numpy(labels))
-        return [value if labels.ndim == 1 and value == IGNORE_LABEL else transform(value) for value in values]
+        ignored = (labels == IGNORE_LABEL).reshape(len(labels), -1).all(axis=1)
+        return [value if skip else transform(value) for value, skip in zip(values, ignored, strict=True)]
 
     def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
         return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,8 +31,7 @@ class Failures(Mapping[int, str]):
         self._start()
 
     def _start(self) -> None:
-        self._reasons: dict[int, str] = {}
-        self._lock = threading.Lock()
+        self._reasons: dict[int, list[str]] = {}
 
     def report(self, index: int, reason: str) -> None:
         """Note that a sample failed; logged the first time.
@@ -41,11 +39,10 @@ class Failures(Mapping[int, str]):
         Raises:
             TooManyFailures: this makes it more than the limit.
         """
-        with self._lock:
-            if index not in self._reasons:
-                self._reasons[index] = reason
-                self._share(index)
-                _log.warning("sample %d: %s", index, reason)
+        entry = [reason]
+        if self._reasons.setdefault(index, entry) is entry:  # no lock, which a fork could leave locked
+            self._share(index)
+            _log.warning("sample %d: %s", index, reason)
         if self.limit is not None and len(self) > self.limit:
             first = "; ".join(f"sample {i}: {why}" for i, why in list(self.items())[:3])
             raise TooManyFailures(
@@ -70,12 +67,11 @@ class Failures(Mapping[int, str]):
         return iter((self._table[self._table != 0] - 1).sort().values.tolist())
 
     def __getitem__(self, index: int) -> str:
-        reason = self._reasons.get(index)
-        if reason is None:
-            if not bool((self._table == index + 1).any()):
-                raise KeyError(index)
-            reason = "failed in a worker process"
-        return reason
+        if index in self._reasons:
+            return self._reasons[index][0]
+        if not bool((self._table == index + 1).any()):
+            raise KeyError(index)
+        return "failed in a worker process"
 
     def __repr__(self) -> str:
         return f"Failures({dict(self)})"

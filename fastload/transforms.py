@@ -5,9 +5,11 @@ A geometric transform (`RandomResizedCrop`, `Resize`, `CenterCrop`, `RandomHoriz
 possible, nearly always one, and the decoder carries that out: read the box, mirror, resize, keep the window. What
 follows (`Normalize`, or any callable) gets the finished picture.
 
-Arguments, defaults and pixels are torchvision's (antialiased bilinear; within 1 level of 255). Random numbers come from
-the sample's (seed, epoch, index), so the same picture comes out for any number of workers, and global generators are
-neither read nor advanced.
+Arguments, defaults and pixels are torchvision's: antialiased bilinear, within 1 level of 255 of what it makes of a
+tensor. (Of a PIL image it makes Pillow's pixels; torch and Pillow round to different sides at a pixel in 10,000.)
+
+Random numbers come from the sample's (seed, epoch, index), so the same picture comes out for any number of workers, and
+global generators are neither read nor advanced.
 """
 
 from __future__ import annotations

@@ -123,13 +123,13 @@ def _work(tasks: _Tasks, start: Callable[[], None] | None, stopped: threading.Ev
         del task, work
 
 
-def _stop(tasks: _Tasks, threads: list[threading.Thread], stopped: threading.Event) -> None:
+def _stop(tasks: _Tasks, threads: list[threading.Thread], stopped: threading.Event, patience: float) -> None:
     stopped.set()
     for _ in threads:
         tasks.put(None)
     for thread in threads:
         if thread is not threading.current_thread():
-            thread.join(_PATIENCE)
+            thread.join(patience)
 
 
 class OrderedJobs(Iterator[R]):
@@ -171,7 +171,7 @@ class OrderedJobs(Iterator[R]):
             )
             for i in range(threads)
         ]
-        self._stop = weakref.finalize(self, _stop, self._tasks, workers, stopped)
+        self._stop = weakref.finalize(self, _stop, self._tasks, workers, stopped, _PATIENCE)
         for worker in workers:
             worker.start()
         for _ in range(max(ahead, 1)):
@@ -193,12 +193,15 @@ class OrderedJobs(Iterator[R]):
         if not self._waiting:
             end = self._end or StopIteration()
             self.close()
-            raise end
+            try:
+                raise end
+            finally:
+                del end  # the traceback holds this frame: keep it from holding itself
         task = self._waiting.popleft()
         deadline = time.monotonic() + self._timeout
         while not task.ready.acquire(timeout=1):  # in slices: an untimed wait can't be interrupted on Windows
             if time.monotonic() > deadline:
-                self.close()
+                self._abandon()
                 raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
         if task.error is not None:
             self.close()
@@ -207,9 +210,17 @@ class OrderedJobs(Iterator[R]):
                     raise RuntimeError("a job raised StopIteration, which would pass for the end") from task.error
                 raise task.error
             finally:
-                del task  # the traceback holds this frame: keep it from holding itself
+                del task  # for the same reason
         self._submit()
         return task.result
+
+    def _abandon(self) -> None:
+        """Close without waiting for stuck threads: they are daemons, which end with their part or the program."""
+        stop = self._stop.detach()
+        if stop is not None:
+            tasks, threads, stopped, _ = stop[2]
+            _stop(tasks, threads, stopped, 0)
+        self.close()
 
     def close(self) -> None:
         """Stop the threads, each after the part in its hands, and drop all results; harmless when repeated."""
