@@ -253,7 +253,9 @@ if __name__ == "__main__":
     evaluated = [n for _, labels in fastload.make_loader(store, 4, train=False, device="cpu") for n in labels.tolist()]
     complete = fastload.make_loader(store, 4, train=True, drop_last=False, device="cpu", num_workers=1)
     drawn = [n for _, labels in complete for n in labels.tolist()]
+    singly = [n for _, labels in fastload.make_loader(store, 1, train=True, device="cpu") for n in labels.tolist()]
     results = {"seen": seen, "losses": losses, "weights": weights, "evaluated": evaluated, "drawn": drawn}
+    results["singly"] = singly
     rank = os.environ.get("RANK", "0")
     with open(os.path.join(out, f"{rank}.json"), "w") as file:
         json.dump(results, file)
@@ -307,6 +309,13 @@ def test_two_ranks_see_disjoint_samples(ranks: list[dict[str, Any]]) -> None:
         one, two = (rank["seen"][epoch] for rank in ranks)
         assert len(one) == len(two) == 12
         assert len({*one, *two}) == 24
+
+
+def test_two_ranks_leave_out_what_can_not_be_shared(ranks: list[dict[str, Any]]) -> None:
+    """With drop_last the odd sample is left out, also where batches are so small that it would fit."""
+    one, two = (rank["singly"] for rank in ranks)
+    assert len(one) == len(two) == 12
+    assert len({*one, *two}) == 24
 
 
 def test_two_ranks_go_to_the_next_epoch_together(ranks: list[dict[str, Any]]) -> None:
