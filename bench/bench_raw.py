@@ -74,11 +74,11 @@ def bench_small(contest: Contest, workspace: Path) -> None:
     labels = np.asarray(dataset.store.columns["label"])
     column = dataset.store.columns["image"]
     threads = Epochs(fast_loader(dataset, BATCH), EPOCHS)
-    rows = rivals.loader(Rows(images, labels), BATCH, collate_fn=as_it_is)
-    epochs = {"fastload": threads, "torch": Epochs(rows, EPOCHS)}
+    processes = rivals.loader(Rows(images, labels), BATCH, collate_fn=as_it_is)
+    epochs = {"fastload": threads, "torch": Epochs(processes, EPOCHS)}
     order = torch.randperm(SMALL).numpy()
     batches = [order[start : start + BATCH] for start in range(0, SMALL, BATCH)] * EPOCHS
-    as_tensor = torch.from_numpy(images)
+    rows = torch.from_numpy(images.reshape(SMALL, -1))
     buffers = np.empty((2, BATCH, 32, 32, 3), np.uint8)
 
     def take(thread: int, shared: Iterable[npt.NDArray[np.int64]]) -> None:
@@ -87,8 +87,8 @@ def bench_small(contest: Contest, workspace: Path) -> None:
 
     def select(thread: int, shared: Iterable[npt.NDArray[np.int64]]) -> None:
         for indices in shared:
-            out = torch.from_numpy(buffers[thread, : len(indices)])
-            torch.index_select(as_tensor, 0, torch.from_numpy(indices), out=out)
+            out = torch.from_numpy(buffers[thread, : len(indices)].reshape(len(indices), -1))
+            torch.index_select(rows, 0, torch.from_numpy(indices), out=out)
 
     def bare(work: Callable[[int, Iterable[Any]], None]) -> int:
         on_all_cores(work, batches, 2)

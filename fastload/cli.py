@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(error))
         return 2
     except (FastloadError, OSError, ImportError, RuntimeError) as error:
-        _say(str(error).strip().splitlines()[-1])  # without a worker's traceback
+        text = str(error).strip() or type(error).__name__
+        _say(text.splitlines()[-1] if "Original Traceback" in text else text)  # without a worker's traceback
         return 1
     return status
 
@@ -233,6 +235,10 @@ def _dataset(arguments: argparse.Namespace) -> Any:
 
     if arguments.batch_size < 1:
         raise ValueError(f"batch size is {arguments.batch_size}; it must be at least 1")
+    if not 0 < arguments.seconds < math.inf:
+        raise ValueError(f"seconds is {arguments.seconds:g}; measuring takes more than 0, and an end")
+    if not len(Store(arguments.store)):
+        raise ValueError(f"{arguments.store} holds no samples; there is nothing to measure")
     transforms = {"train": train_transform, "eval": eval_transform}
     make = transforms.get(arguments.transform)
     return ImageDataset(arguments.store, make and make(arguments.size), cache=arguments.cache)

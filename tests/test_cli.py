@@ -298,6 +298,15 @@ def test_verify_refuses_a_negative_number_of_workers(run: Run, store_path: Path)
     assert "-1" in outcome.err
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(("command", "seconds"), [("bench", "nan"), ("tune", "-1")])
+def test_a_length_of_time_that_is_none_is_refused(run: Run, raw_store_path: Path, command: str, seconds: str) -> None:
+    """Measuring for nan seconds would never end, for -1 there is nothing to measure."""
+    outcome = run(command, raw_store_path, "--transform", "none", "--seconds", seconds)
+    assert outcome.status == 2
+    assert seconds in outcome.err
+
+
 # ---- info, verify, unpack
 
 
