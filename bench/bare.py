@@ -1,8 +1,9 @@
-"""What can't be undercut: the decode and resize calls of an epoch, and nothing else.
+"""What can't be undercut: the splice, decode and resize calls of an epoch, and nothing else.
 
-For every sample the very calls that fastload makes, with the same sizes: simplejpeg into a used buffer, torch's
-resize into a used slot. No crop is copied (the resize reads as many pixels from the buffer's start), no batch is made,
-no store is read, no randomness drawn. Several threads share the samples, so that none waits for another at the end.
+For every sample the very calls that fastload makes, with the same sizes: of a tiled JPEG the splice of the tiles, which
+checks them; simplejpeg into a used buffer; torch's resize into a used slot. No crop is copied (the resize reads as many
+pixels from the buffer's start), no batch is made, no store is read, no randomness drawn. Several threads share the
+samples, so that none waits for another at the end.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ import simplejpeg
 import torch
 
 import fastload
-from fastload import decode, record
-from fastload.geometry import Plan, trim
+from fastload import decode, record, tiles
+from fastload.geometry import Box, Plan, Read, read_for
 from fastload.order import SampleRandom
 from pictures import expected
 
 
 class _Calls(NamedTuple):
-    """The arguments of one sample's calls in one thread; source is None where nothing is resized."""
+    """The arguments of one sample's calls in one thread.
 
-    data: bytes | memoryview
+    box: what is spliced, None where the payload is decoded whole. least: the size that simplejpeg scales to, zeros for
+    the JPEG's own. source: None where nothing is resized.
+    """
+
+    field: record.Field
+    box: Box | None
+    least: tuple[int, int]
+    reduction: int
     decoded: Any
     source: torch.Tensor | None
     size: tuple[int, int]
@@ -34,7 +42,7 @@ class _Calls(NamedTuple):
 
 
 class BareCalls:
-    """A contender: decode and resize every sample of a dataset as in `epoch`, on `threads` threads."""
+    """A contender: splice, decode and resize every sample of a dataset as in `epoch`, on `threads` threads."""
 
     def __init__(self, dataset: fastload.ImageDataset, epoch: int = 0, threads: int = 1) -> None:
         self._dataset, self._epoch = dataset, epoch
@@ -44,43 +52,56 @@ class BareCalls:
 
     def _calls(self, index: int, buffers: list[Any]) -> list[_Calls]:
         """The sample's calls for each thread."""
-        store = self._dataset.store
-        field = record.parse(store.view(index))[0]
+        field = record.parse(self._dataset.store.view(index))[0]
         assert field.codec == record.JPEG, "the bare calls are for JPEGs; give a folder of nothing else"
-        plan, scales = self._plan(index)
+        read = self._read(index, field)
+        box = Box(*(length * read.reduction for length in read.box))
+        small = tiles.splice(field, box, read.reduction) if field.tiles else None
+        size = (field.height, field.width) if small is None else small.size
+        height, width = (-(-length // read.reduction) for length in size)
         calls = []
         for decode_buffer, slot in buffers:
-            decoded = decode_buffer[: field.height * field.width * 3].reshape(field.height, field.width, 3)
-            source = _image(decode_buffer, plan.box.height, plan.box.width) if plan.resizes else None
-            calls.append(_Calls(field.payload, decoded, source, plan.size, scales, _image(slot, *plan.size)))
+            decoded = decode_buffer[: height * width * 3].reshape(height, width, 3)
+            source = _image(decode_buffer, *read.source) if read.source != read.size else None
+            least = (height, width) if read.reduction > 1 else (0, 0)
+            resize = (source, read.size, read.scales, _image(slot, *read.size))
+            calls.append(_Calls(field, None if small is None else box, least, read.reduction, decoded, *resize))
         return calls
 
-    def _plan(self, index: int) -> Any:
-        size = tuple(self._dataset.store.columns["size"][index].tolist())
-        random = SampleRandom(self._dataset.seed, self._epoch, index)
-        (plan,) = self._dataset.transform.plans(size, random)
-        return trim(plan)
+    def _read(self, index: int, field: record.Field) -> Read:
+        dataset = self._dataset
+        size = tuple(dataset.store.columns["size"][index].tolist())
+        (plan,) = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, index))
+        stored = (field.height, field.width)
+        return read_for(plan, stored, field.orientation, scaled=dataset.scaled_decode, tiled=bool(field.tiles))
 
     def __call__(self) -> int:
         on_all_cores(_carry_out, self._samples, self._threads)
         return len(self._samples)
 
     def check(self) -> None:
-        """Fail unless the last decode is Pillow's to the bit, and the resize after it made something of it."""
+        """Fail unless the last decode shows Pillow's pixels to the bit, and the resize made something of them."""
         index = len(self._samples) - 1
         calls = self._samples[index][0]
         _carry_out(0, [self._samples[index]])
-        if record.parse(self._dataset.store.view(index))[0].orientation == 1:
-            whole = Plan.whole(calls.decoded.shape[:2])
-            assert np.array_equal(calls.decoded, expected(self._dataset.store, index, whole))
+        field = calls.field
+        if field.orientation == calls.reduction == 1:
+            x, y, width, height = calls.box or Box(0, 0, field.width, field.height)
+            small = calls.box and tiles.splice(field, calls.box)
+            crop = calls.decoded[small.y :, small.x :][:height, :width] if small else calls.decoded
+            whole = expected(self._dataset.store, index, Plan.whole((field.height, field.width)))
+            assert np.array_equal(crop, whole[y : y + height, x : x + width])
         assert calls.out.float().std() > 0
 
 
 def _carry_out(thread: int, samples: Iterable[list[_Calls]]) -> None:
-    decode_jpeg, resize = simplejpeg.decode_jpeg, decode._resize  # by the very name that fastload calls it
+    splice, decode_jpeg = tiles.splice, simplejpeg.decode_jpeg
+    resize = decode._resize  # by the very name that fastload calls it
     for calls in samples:
-        data, decoded, source, size, scales, out = calls[thread]
-        decode_jpeg(data, "RGB", False, False, 0, 0, 1, decoded)
+        field, box, least, reduction, decoded, source, size, scales, out = calls[thread]
+        small = splice(field, box, reduction) if box is not None else None
+        data = field.payload if small is None else small.data
+        decode_jpeg(data, "RGB", False, False, *least, reduction, decoded)
         if source is not None:
             resize(source, size, False, *scales, out=out)
 

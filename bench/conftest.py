@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,18 @@ import fastload
 import pictures
 from contest import Contest, Results
 
+Pack = Callable[..., Path]
+"""Packs a folder, `tiles=False` with its files' own bytes, and says where the store is."""
+
 _RESULTS = pytest.StashKey[Results]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastload")
     group.addoption("--images", type=Path, help="class folders of JPEGs; by default 400 photograph-like ones are made")
+    group.addoption(
+        "--photos", type=Path, help="a folder of large photographs; without it, what asks for them is skipped"
+    )
     group.addoption("--rounds", type=int, help="turns for each contender, instead of each benchmark's own number")
     group.addoption("--record", type=Path, help="write everything that was measured to this JSON file")
 
@@ -62,22 +70,58 @@ def images(pytestconfig: pytest.Config, workspace: Path) -> Path:
     if not given:
         folder = workspace / "images"
         pictures.make_folder(folder, 400)
-    sizes = [file.stat().st_size for file in folder.glob("*/*")]
-    pytestconfig.stash[_RESULTS].images = {
-        "source": "a folder given by --images" if given else "generated",
-        "count": len(sizes),
-        "median_bytes": int(np.median(sizes)),
-    }
+    source = "a folder given by --images" if given else "generated"
+    pytestconfig.stash[_RESULTS].images = {"source": source, **_facts(folder)}
     return Path(folder)
 
 
 @pytest.fixture(scope="session")
-def store(images: Path, workspace: Path) -> Path:
-    """The images, packed with their bytes kept."""
-    path = workspace / "kept.lmdb"
-    report = fastload.pack(images, path)
-    assert not report.quarantined, "some images can't be packed: contenders would differ in what they read"
+def photos(pytestconfig: pytest.Config) -> Path:
+    """A folder of large photographs."""
+    folder = pytestconfig.getoption("--photos")
+    if folder is None:
+        pytest.skip("no folder of photographs is given by --photos")
+    pytestconfig.stash[_RESULTS].photos = _facts(folder)
+    return Path(folder)
+
+
+@pytest.fixture(params=["images", "photos"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The images, then the photographs."""
+    path: Path = request.getfixturevalue(request.param)
     return path
+
+
+def _facts(folder: Path) -> dict[str, int]:
+    sizes = [file.stat().st_size for file in pictures.files(folder)]
+    return {"count": len(sizes), "median_bytes": int(np.median(sizes))}
+
+
+@pytest.fixture(scope="session")
+def packed(workspace: Path) -> Pack:
+    """Packs a folder, once with tiles and once without."""
+    numbers = itertools.count()
+
+    @functools.cache
+    def pack(folder: Path, tiles: bool = True) -> Path:
+        path = workspace / f"{next(numbers)}.lmdb"
+        report = fastload.pack(folder, path, tiles=tiles)
+        assert not report.quarantined, "some images can't be packed: contenders would differ in what they read"
+        return path
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def store(images: Path, packed: Pack) -> Path:
+    """The images, packed as by default: re-cut into tiles."""
+    return packed(images)
+
+
+@pytest.fixture(scope="session")
+def kept(images: Path, packed: Pack) -> Path:
+    """The images, packed with their own bytes."""
+    return packed(images, tiles=False)
 
 
 @pytest.fixture

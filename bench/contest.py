@@ -107,6 +107,7 @@ class Results:
     """All that a session measured."""
 
     images: dict[str, Any] = field(default_factory=dict)
+    photos: dict[str, Any] = field(default_factory=dict)
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
 
@@ -117,6 +118,7 @@ class Results:
             "machine": machine(),
             "versions": versions(),
             "images": self.images,
+            "photos": self.photos,
             "targets": [target._asdict() for target in self.targets],
             "benchmarks": self.benchmarks,
         }
@@ -152,12 +154,12 @@ class Contest:
     """One benchmark's contenders and targets; the fixture `contest` makes it."""
 
     def __init__(self, name: str, question: str, benchmark: Any, results: Results, rounds: int | None) -> None:
-        self._name, self._benchmark, self._results, self._rounds = name, benchmark, results, rounds
+        self.name, self._benchmark, self._results, self._rounds = name, benchmark, results, rounds
         self._entry: dict[str, Any] = {"question": question, "rounds": 0, "contenders": {}, "measures": {}}
-        results.benchmarks[name] = self._entry
 
     def run(self, contenders: Mapping[str, Work], rounds: int = 7) -> Rounds:
         """Give each contender `rounds` turns, after one that isn't timed. The first is the main one; it comes last."""
+        self._results.benchmarks[self.name] = self._entry
         main, *rivals = contenders
         turns: dict[str, list[Turn]] = {name: [] for name in contenders}
         clock = Clock()
@@ -204,7 +206,7 @@ class Contest:
         else:
             assert at_most is not None
             wanted, met = f"<= {_short(at_most)}", median <= at_most
-        self._results.targets.append(Target(self._name, measure, wanted, measured, met))
+        self._results.targets.append(Target(self.name, measure, wanted, measured, met))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from .errors import FastloadError, SourceError, StoreFormatError
 from .pack import MAX_PIXELS, Encode, Exif, pack
 from .sources import Format
 from .store import Store
+from .tiles import OUTCOMES, RECUT
 
 Progress = Callable[[int, int], None]
 
@@ -74,8 +75,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Pack class folders, a folder without labels, or a list of `name label` lines into one file."
-    parser.add_argument("source", metavar="SRC", help="a folder of images, or a text file of `name label` lines")
+    parser.description = (
+        "Pack class folders, a folder without labels, a list of `name label` lines or a store into one file."
+    )
+    parser.add_argument("source", metavar="SRC", help="a folder of images, a list of `name label` lines, or a store")
     parser.add_argument("destination", metavar="DST", help="the store to write, db.lmdb say")
     parser.add_argument("--format", choices=get_args(Format), default="auto", help="insist on a kind of source")
     parser.add_argument("--root", help="where the names of a list start (default: the list's folder)")
@@ -89,6 +92,8 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         "--exif", choices=get_args(Exif), default="apply", help="EXIF orientation (default: %(default)s)"
     )
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="leave larger images out")
+    parser.add_argument("--no-tiles", dest="tiles", action="store_false", help="keep JPEGs' own bytes")
+    parser.add_argument("--strip", action="store_true", help="drop EXIF, ICC profiles and comments of re-cut JPEGs")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     _json(parser)
@@ -105,6 +110,8 @@ def _pack(arguments: argparse.Namespace) -> int:
         "encode",
         "exif",
         "max_pixels",
+        "tiles",
+        "strip",
         "workers",
         "overwrite",
     )
@@ -159,6 +166,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "classes": f"{facts['classes']}, {facts['labelled']} samples with a label",
         "per class": _range(facts["samples_per_class"]) if facts["samples_per_class"] else "-",
         "left out": f"{facts['quarantined']}" + (" (--quarantine lists them)" if facts["quarantined"] else ""),
+        **({"tiles": _outcomes(facts["tiles"])} if facts["tiles"] else {}),
         **{name: _range(spread) for name, spread in facts["size"].items()},
         "digest": facts["digest"],
     }
@@ -168,6 +176,12 @@ def _info(arguments: argparse.Namespace) -> int:
     _print(table)
     _print(_histogram(facts["shorter_side"]))
     return 0
+
+
+def _outcomes(counts: dict[str, int]) -> str:
+    """The re-cut images, then the reasons of the others, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (item[0] != OUTCOMES[RECUT], -item[1]))
+    return ", ".join(f"{count} {text}" for text, count in ordered)
 
 
 def _histogram(bins: Sequence[tuple[int, int, int]]) -> Table:

@@ -5,8 +5,8 @@ DataLoader, Accelerate and Lightning get its speed. For each batch: sizes and la
 picture's plan is made, one buffer is taken, and each sample is decoded into its slot. Raw images of one shape skip
 all that: the batch is one gather.
 
-A record's checksum is checked each time it is read (2 us for 110 KB). The rows of a raw column are not: a checksum for
-each would cost more than the gather; `fastload verify` checks them.
+Checksums are checked each time something is read, for as much as is read (2 us for 110 KB). The rows of a raw column
+are not: a checksum for each would cost more than the gather; `fastload verify` checks them.
 
 It returns a `Batch`, a sequence of samples whose pictures are views of the buffer. `collate` hands the buffer on;
 torch's default_collate copies it. A batch belongs to the user: its buffer is used again when nobody holds it.
@@ -58,10 +58,14 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
     target_transform: a callable on the label.
     image_type: what callables get and the dataset returns: "tensor" (uint8, 3 x height x width, RGB, channels-last in
         memory), "numpy" (uint8, height x width x 3) or "pil".
-    cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none.
+    cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none. Images
+        are kept whole, at full size.
     on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another
         sample, the same in every run), or "raise". With the first two, failed samples are listed in `failures`.
     max_failures: raise `TooManyFailures` when more samples fail: a count, or a share of the dataset (a float below 1).
+    scaled_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where what is read of it is at least so many times as
+        large as what it is resized to. Much faster for large photographs; the pixels differ a little. False decodes
+        at full size.
     seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
 
     Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none.
@@ -93,6 +97,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         cache: ImageCache | int | str | None = None,
         on_error: OnError = "placeholder",
         max_failures: int | float | None = None,
+        scaled_decode: bool = True,
         seed: int = 0,
     ) -> None:
         for name, value, allowed in (("image_type", image_type, ImageType), ("on_error", on_error, OnError)):
@@ -106,6 +111,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
             raise ValueError(f"Normalize works on tensors, image_type is {image_type!r}; leave one of them out")
         self.cache = cache if cache is None or isinstance(cache, ImageCache) else ImageCache(cache)
         self.on_error: OnError = on_error
+        self.scaled_decode = scaled_decode
         self.seed = seed
         self.failures = Failures(_limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
@@ -142,6 +148,8 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def read(self, index: int, region: tuple[int, int, int, int] | None = None) -> torch.Tensor:
         """The upright image of a sample, or a region of it, no transform applied: uint8 (3, height, width).
+
+        Of a tiled JPEG only the region's tiles are read and decoded.
 
         region: (x, y, width, height) in pixels of the upright image.
 
@@ -257,7 +265,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         cache = self.cache
         if cache is None:
             field = self._image_field(index, size)
-            decode.render(decode.pixels(field), field.orientation, plans, out)
+            decode.render(field, field.orientation, plans, out, scaled=self.scaled_decode)
             return
         image = cache.get(index)
         if image is None:
@@ -267,7 +275,6 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def _image_field(self, index: int, size: Size) -> record.Field:
         field = record.parse(self.store.view(index))[0]
-        field.verify()
         if upright_size((field.height, field.width), field.orientation) != size:
             raise StoreError(f"the record says {field.width} x {field.height} pixels, the size column {size[::-1]}")
         return field

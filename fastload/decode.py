@@ -1,12 +1,14 @@
-"""From a stored image to pixels, and from pixels to the picture that a plan describes. One way, for all callers.
+"""From a stored image to the picture that a plan describes. One way, for all callers.
 
-`pixels` gives an image as it is stored: RGB, uint8, height x width x 3, not yet upright. `render` carries plans out
-on such an array: crop, turn upright and mirror in one pass over the crop, resize, window. Both write to scratch
-buffers of the thread or straight to their destination, a picture's slot in the batch.
+`render` carries plans out on an image, be it a record's field or an array of pixels: read the crop, turn it upright
+and mirror it in one pass, resize, cut the window. What is read is decided by `geometry.read_for`; of a tiled JPEG only
+the tiles that it takes are decoded, at a half, a quarter or an eighth of their size where that is enough. `pixels`
+gives a whole image as it is stored: RGB, uint8, height x width x 3, not yet upright. All write to scratch buffers of
+the thread or straight to their destination, a picture's slot in the batch.
 
 The resize is torch's own uint8 kernel (antialiased bilinear, the one behind torchvision's tensors), which runs on
 channels-last memory without the GIL: a third of Pillow's time for pixels within 1 level of it. It takes no offset,
-so a window of a resized picture is cut from a resize that ends where the window ends (`geometry.trim`).
+so a window of a resized picture is cut from a resize that ends where the window ends.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import cv2
 import numpy as np
 import torch
 
-from . import jpeg, record
+from . import jpeg, record, tiles
 from .buffers import scratch
 from .errors import DecodeError
-from .geometry import MIRRORED, Box, Plan, stored_box, trim, upright_size
+from .geometry import Box, Plan, Size, read_for, upright_size
 from .jpeg import Pixels
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -31,25 +33,55 @@ _resize: Any = torch._C._nn._upsample_bilinear2d_aa
 
 
 def pixels(field: record.Field, *, keep: bool = False) -> Pixels:
-    """Decode a stored image: uint8 RGB (height, width, 3), as it is stored.
+    """Decode a stored image: uint8 RGB (height, width, 3), as it is stored. Its checksum is not looked at.
 
     keep: give an array of its own, not a scratch buffer that the thread's next image overwrites.
 
     Raises:
         DecodeError: the bytes are damaged, or are not the picture that the record describes.
     """
-    shape = (field.height, field.width, 3)
     if field.codec == record.RAW:
         return _raw_pixels(field)
     if field.codec == record.ENCODED:
-        return decode_other(field.payload, shape)
-    nbytes = field.height * field.width * 3
+        return decode_other(field.payload, (field.height, field.width, 3))
+    return _decode_jpeg(field.payload, (field.height, field.width), keep=keep)
+
+
+def _decode_jpeg(data: bytes | memoryview, size: Size, reduction: int = 1, *, keep: bool = False) -> Pixels:
+    height, width = -(-size[0] // reduction), -(-size[1] // reduction)
     try:
-        out = (np.empty(nbytes, np.uint8) if keep else scratch("decode", nbytes)).reshape(shape)
+        out = np.empty(height * width * 3, np.uint8) if keep else scratch("decode", height * width * 3)
     except (MemoryError, ValueError) as error:
-        raise DecodeError(f"there is no memory for {field.width} x {field.height} pixels") from error
-    jpeg.decode(field.payload, out)
+        raise DecodeError(f"there is no memory for {width} x {height} pixels") from error
+    out = out.reshape(height, width, 3)
+    jpeg.decode(data, out, reduction)
     return out
+
+
+def region(field: record.Field, box: Box, reduction: int = 1) -> Pixels:
+    """Decode a rectangle of a stored image at 1 / reduction of its size, and check the checksums of what that reads.
+
+    box: in pixels at that size.
+    """
+    if field.tiles:
+        wanted = Box(*(length * reduction for length in box))
+        small = tiles.splice(field, wanted, margin=reduction)
+        if small is not None:
+            image = _decode_jpeg(small.data, small.size, reduction)
+            return _crop(image, box._replace(x=small.x // reduction, y=small.y // reduction))
+    field.verify()
+    if field.codec == record.JPEG:
+        return _crop(_decode_jpeg(field.payload, (field.height, field.width), reduction), box)
+    return _crop(pixels(field), box)
+
+
+def tiles_show(field: record.Field, pixels: Pixels) -> bool:
+    """Whether each column of a re-cut JPEG's tiles, decoded by itself, shows these pixels of the whole image."""
+    return all(np.array_equal(region(field, box), _crop(pixels, box)) for box in tiles.columns(field))
+
+
+def _crop(image: Pixels, box: Box) -> Pixels:
+    return image[box.y : box.y + box.height, box.x : box.x + box.width]
 
 
 def _raw_pixels(field: record.Field) -> Pixels:
@@ -63,7 +95,13 @@ def _raw_pixels(field: record.Field) -> Pixels:
 
 
 def upright(field: record.Field) -> Pixels:
-    """Decode a stored image whole and turn it upright: uint8 RGB (height, width, 3), an array of its own."""
+    """Decode a stored image whole and turn it upright: uint8 RGB (height, width, 3), an array of its own.
+
+    Raises:
+        ChecksumError: the bytes were altered.
+        DecodeError: see `pixels`.
+    """
+    field.verify()
     image = pixels(field, keep=True)
     if field.orientation == 1 and field.codec != record.RAW:
         return image
@@ -112,59 +150,65 @@ def _decode_by_pillow(data: bytes | memoryview) -> Pixels | None:
         raise DecodeError(f"damaged: {error}") from error
 
 
-def render(image: Pixels, orientation: int, plans: list[Plan], out: Pixels) -> None:
+def render(
+    image: Pixels | record.Field, orientation: int, plans: list[Plan], out: Pixels, *, scaled: bool = False
+) -> None:
     """Carry `plans` out on an image and write the picture to `out`.
 
-    image: uint8 (height, width, 3) as stored. orientation: EXIF, 1 to 8, as stored. out: C-contiguous uint8 of the last
-    plan's output size.
+    image: a stored image, whose checksums are then checked, or its pixels, uint8 (height, width, 3) as stored.
+    orientation: EXIF, 1 to 8, as stored. out: C-contiguous uint8 of the last plan's output size. scaled: whether a JPEG
+    may be decoded at a reduced size that is still as large as what it is resized to.
+
+    Raises:
+        ChecksumError, DecodeError: the image is damaged.
     """
     for plan in plans[:-1]:
         step = np.empty((*plan.output_size, 3), np.uint8)
-        _render(image, orientation, plan, step)
+        _render(image, orientation, plan, step, scaled)
         image, orientation = step, 1
-    _render(image, orientation, plans[-1], out)
+    _render(image, orientation, plans[-1], out, scaled)
 
 
-def _render(image: Pixels, orientation: int, plan: Plan, out: Pixels) -> None:
-    turn = MIRRORED[orientation] if plan.mirror else orientation
-    whole_rows = orientation == 1 and not plan.mirror and plan.box.width == image.shape[1]
-    plan, scales = trim(plan)
-    if whole_rows and plan.size[1] != image.shape[1]:
-        # Contiguous rows need no copy, and with its scale given the kernel reads no further than the trimmed box.
-        plan = plan._replace(box=plan.box._replace(width=image.shape[1]))
-    box = stored_box(plan.box, orientation, upright_size(image.shape[:2], orientation))
-    crop = image[box.y : box.y + box.height, box.x : box.x + box.width]
-    if plan.window is None:
-        if plan.resizes:
-            _resize(_as_images(_upright(crop, turn)), plan.size, False, *scales, out=_as_images(out))
-        else:
-            _turn(crop, turn, out)
+def _render(image: Pixels | record.Field, orientation: int, plan: Plan, out: Pixels, scaled: bool) -> None:
+    if isinstance(image, record.Field):
+        scaled = scaled and image.codec == record.JPEG
+        read = read_for(plan, (image.height, image.width), orientation, scaled=scaled, tiled=bool(image.tiles))
+        crop = region(image, read.box, read.reduction)
+    else:
+        read = read_for(plan, image.shape[:2], orientation, scaled=False, tiled=False)
+        crop = _crop(image, read.box)
+    if read.source == read.size and read.window is None:
+        _turn(crop, read.turn, out)
         return
-    picture = _upright(crop, turn)
-    if plan.resizes:
-        resized = scratch("window", plan.size[0] * plan.size[1] * 3).reshape(*plan.size, 3)
-        _resize(_as_images(picture), plan.size, False, *scales, out=_as_images(resized))
+    picture = _upright(crop, read.turn, read.source)
+    if read.window is None:
+        _resize(_as_images(picture), read.size, False, *read.scales, out=_as_images(out))
+        return
+    if read.source != read.size:
+        resized = scratch("window", read.size[0] * read.size[1] * 3).reshape(*read.size, 3)
+        _resize(_as_images(picture), read.size, False, *read.scales, out=_as_images(resized))
         picture = resized
-    _cut(picture, plan.window, out)
+    _cut(picture, read.window, out)
 
 
 def _cut(picture: Pixels, window: Box, out: Pixels) -> None:
     """Write a window of the picture to `out`, zeros where it reaches beyond."""
     height, width = picture.shape[:2]
     top, left = max(window.y, 0), max(window.x, 0)
-    inside = picture[top : min(window.y + window.height, height), left : min(window.x + window.width, width)]
+    inside = picture[top : max(0, min(window.ends[0], height)), left : max(0, min(window.ends[1], width))]
     if inside.shape != out.shape:
         out[...] = 0
-    np.copyto(out[top - window.y :, left - window.x :][: inside.shape[0], : inside.shape[1]], inside)
+    if inside.size:
+        np.copyto(out[top - window.y :, left - window.x :][: inside.shape[0], : inside.shape[1]], inside)
 
 
-def _upright(crop: Pixels, orientation: int) -> Pixels:
-    """The crop turned upright, contiguous and writable, in a scratch buffer unless it is all that already."""
-    if orientation == 1 and crop.flags.c_contiguous and crop.flags.writeable:
+def _upright(crop: Pixels, orientation: int, size: Size) -> Pixels:
+    """The crop turned upright, contiguous and writable, as the lower right part of a picture of `size`."""
+    if orientation == 1 and crop.shape[:2] == size and crop.flags.c_contiguous and crop.flags.writeable:
         return crop
+    out = scratch("upright", size[0] * size[1] * 3).reshape(*size, 3)
     height, width = upright_size(crop.shape[:2], orientation)
-    out = scratch("upright", height * width * 3).reshape(height, width, 3)
-    _turn(crop, orientation, out)
+    _turn(crop, orientation, out[size[0] - height :, size[1] - width :])
     return out
 
 

@@ -4,14 +4,15 @@
 shows; the loader sizes its workers by it, so importing this module loads neither torch nor anything else that is heavy.
 
 `diagnose` looks at everything that fastload meets and gives one `Finding` per row. It never raises: a check that fails
-is a row that says so, and the others stand. It imports the libraries it asks about, so it takes a few seconds; it
-changes nothing and, past the CUDA row, keeps nothing open.
+is a row that says so, and the others stand. It imports most of the libraries it asks about, so it takes a few seconds;
+it changes nothing and, past the CUDA row, keeps nothing open.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import math
 import os
 import platform
@@ -172,6 +173,21 @@ def _needed(module: str, package: str) -> Callable[[str], Finding]:
     return check
 
 
+def _for_packing(module: str, package: str) -> Callable[[str], Finding]:
+    """A check, without importing it, of a library that only packing needs."""
+
+    def check(name: str) -> Finding:
+        if importlib.util.find_spec(module) is None:
+            advice = f'`fastload pack` re-cuts JPEGs with it: pip install "{package}", or pack with --no-tiles'
+            return Finding(name, "not installed", "warn", advice)
+        try:
+            return Finding(name, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            return Finding(name, "of unknown version")
+
+    return check
+
+
 def _version(module: ModuleType, package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -284,6 +300,7 @@ _CHECKS: dict[str, Callable[[str], Finding]] = {
     "simplejpeg": _needed("simplejpeg", "simplejpeg"),
     "lmdb": _needed("lmdb", "lmdb"),
     "pillow": _needed("PIL.Image", "pillow"),
+    "numba": _for_packing("numba", "numba"),
     "PyTurboJPEG": _turbojpeg,
     "nvidia-ml-py": _optional("pynvml", "nvidia-ml-py", "nvidia", "GPU utilisation in `Monitor`"),
     "matplotlib": _optional("matplotlib", "matplotlib", "plot", "plots"),

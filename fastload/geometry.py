@@ -5,9 +5,9 @@ whether it is mirrored as it is read, which size it is resized to, and which win
 transform takes a plan and returns the next one (`cropped`, `resized`, `mirrored`); only the last plan is carried out.
 Because the read rectangle is known first, a decoder may touch nothing outside it.
 
-Coordinates are of the upright picture: EXIF orientation has been applied in the mind, not in memory. `stored_box`
-and `TURNED` translate to the frame in which the file keeps its pixels. A mirror is one more of the same eight
-orientations (`MIRRORED`), so turning and flipping cost one pass over the crop, together.
+Coordinates are of the upright picture: EXIF orientation has been applied in the mind, not in memory. `read_for`
+translates a plan to the frame in which the file keeps its pixels, at the size at which the decoder is to decode them. A
+mirror is one more of the same eight orientations (`MIRRORED`), so turning and flipping cost one pass over the crop.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Box(NamedTuple):
     y: int
     width: int
     height: int
+
+    @property
+    def ends(self) -> Size:
+        """Where the box ends, (below, right)."""
+        return self.y + self.height, self.x + self.width
 
     def inside(self, size: Size) -> bool:
         """True if the box is not empty and lies within an image of `size`."""
@@ -107,39 +112,114 @@ class Plan(NamedTuple):
         return self._replace(mirror=not self.mirror, window=window)
 
 
+REDUCTIONS = (8, 4, 2)
+"""What JPEG's DCT scaling can divide an image's sides by, the largest first."""
+
+_FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
+"""EXIF orientation -> the stored axes (0 down, 1 across) that run backwards in the upright picture."""
+
 Scales = tuple[float | None, float | None]
 """Output / input of a resize along height and width; None where the two lengths say it."""
 
 
-def trim(plan: Plan) -> tuple[Plan, Scales]:
-    """Leave out of a plan what its window doesn't show: pixels right of it and below are not read.
+class Read(NamedTuple):
+    """What a decoder has to do for a plan.
 
-    What lies left and above stays, since a resize starts at whole pixels. The resize that remains has fewer pixels on
-    both sides and needs the scales of the whole one.
+    box: the rectangle to decode, in the stored frame, in pixels of the image at 1 / reduction of its size.
+    reduction: 1, or by how much DCT scaling divides both sides.
+    turn: the EXIF orientation that turns the box upright, the plan's mirror included.
+    source: size of the picture that is resized. The turned box is its lower right part; what is left of it and above
+        only influences what the window doesn't show.
+    size: what it is resized to; the same size means that it isn't. scales: of that resize.
+    window: as in `Plan`.
     """
+
+    box: Box
+    reduction: int
+    turn: int
+    source: Size
+    size: Size
+    scales: Scales
+    window: Box | None
+
+
+def read_for(plan: Plan, size: Size, orientation: int, *, scaled: bool, tiled: bool) -> Read:
+    """Turn a plan for the upright picture into a read of the stored one.
+
+    size: (height, width) as stored. orientation: EXIF, 1 to 8, as stored. scaled: whether DCT scaling may be used.
+    tiled: whether fewer columns are cheaper to read.
+
+    What the window doesn't show is not read.
+    """
+    turn = MIRRORED[orientation] if plan.mirror else orientation
+    box = stored_box(plan.box, orientation, upright_size(size, orientation))
+    reduction = _reduction(plan, box, turn) if scaled else 1
+    if reduction > 1:
+        box = Box(box.x // reduction, box.y // reduction, -(-box.width // reduction), -(-box.height // reduction))
+    source = upright_size((box.height, box.width), turn)
+    scales = plan.size[0] * reduction / plan.box.height, plan.size[1] * reduction / plan.box.width
     window = plan.window
-    if window is None or not plan.resizes:
-        return plan, (None, None)
-    box, size = plan.box, plan.size
-    height, bottom = _reach(box.height, size[0], min(window.y + window.height, size[0]))
-    width, right = _reach(box.width, size[1], min(window.x + window.width, size[1]))
-    left = box.x + (box.width - width if plan.mirror else 0)
-    trimmed = plan._replace(box=Box(left, box.y, width, height), size=(bottom, right))
-    return trimmed, (size[0] / box.height, size[1] / box.width)
+    if window is None:
+        return Read(box, reduction, turn, source, plan.size, scales if reduction > 1 else (None, None), None)
+    top, height, bottom = _reach(source[0], plan.size[0], scales[0], window.y, window.y + window.height)
+    left, width, right = _reach(source[1], plan.size[1], scales[1], window.x, window.x + window.width)
+    if not tiled and turn == 1 and source[1] == -(-size[1] // reduction) != right:
+        top, left, width = 0, 0, source[1]  # whole rows lie in memory as one piece: that saves a copy
+    inner = stored_box(Box(left, top, width - left, height - top), turn, source)
+    box = Box(box.x + inner.x, box.y + inner.y, inner.width, inner.height)
+    return Read(box, reduction, turn, (height, width), (bottom, right), scales, window)
 
 
-def _reach(length: int, resized: int, end: int) -> tuple[int, int]:
-    """How much of `length` source pixels the first `end` of `resized` pixels need, and how many then come out.
+def reduction_for(box: Size, target: Size) -> int:
+    """By how much DCT scaling may divide a box that is then resized to `target`.
+
+    It gets no smaller than that. Division by 4 and 8 blurs more, and has to leave it an eighth larger: without that,
+    the worst of thirty photographs came out at 33 dB from its picture at full size, with it at 39 dB.
+    """
+    for reduction in REDUCTIONS:
+        least = reduction if reduction == 2 else reduction * 9 / 8
+        if box[0] >= least * target[0] and box[1] >= least * target[1]:
+            return reduction
+    return 1
+
+
+def _reduction(plan: Plan, box: Box, turn: int) -> int:
+    """The largest reduction at which the turned box begins on a whole pixel, which is all that a resize can start at.
+
+    Where it ends within one, the resize's scale says so.
+    """
+    most = reduction_for((plan.box.height, plan.box.width), plan.size)
+    backwards = [(box.height, box.width)[axis] for axis in _FLIPPED.get(turn, ())]
+    whole = (box.x, box.y, *backwards)
+    return next((r for r in REDUCTIONS if r <= most and all(edge % r == 0 for edge in whole)), 1)
+
+
+def on_grid(box: Box, target: Size) -> Box:
+    """A random box that is to be resized to `target`, moved and cut to where DCT scaling can read exactly it."""
+    step = reduction_for((box.height, box.width), target)
+    return Box(*(length - length % step for length in box))
+
+
+def _reach(length: int, resized: int, scale: float, start: int, end: int) -> tuple[int, int, int]:
+    """Which of `length` source pixels a window from `start` to `end` of `resized` pixels needs.
+
+    Returns the first, where they end, and how many pixels come out of a resize of all up to that end.
 
     An antialiased bilinear filter reaches one step (source pixels per output pixel, at least 1) beyond an output
     pixel's centre. torch's kernel takes equal lengths for "nothing to do" along that axis, whatever the scale: then
     one more pixel comes out.
     """
+    end = max(1, min(end, resized))
+    start = min(max(start, 0), end - 1)
     if length == resized:
-        return end, end
-    step = length / resized
-    needed = min(length, int(end * step + max(step, 1)) + 2)
-    return (needed, end) if needed != end else _reach(length, resized, end + 1)
+        return start, end, end
+    step = 1 / scale
+    first = max(0, int(start * step - max(step, 1)) - 1)
+    while True:
+        needed = min(length, int(end * step + max(step, 1)) + 2)
+        if needed != end:
+            return min(first, needed - 1), needed, end
+        end += 1
 
 
 def stored_box(box: Box, orientation: int, size: Size) -> Box:

@@ -34,7 +34,7 @@ class Header(NamedTuple):
 class Backend(Protocol):
     """What a JPEG library has to do for us."""
 
-    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
+    def decode(self, data: bytes | memoryview, out: Pixels, reduction: int) -> None:
         """Decode to RGB into `out`, an array of the picture's exact shape; ValueError or OSError if that fails."""
 
 
@@ -44,8 +44,10 @@ class _SimpleJpeg:
 
         self._decode = simplejpeg.decode_jpeg
 
-    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
-        decoded = self._decode(data, "RGB", False, False, 0, 0, 1, out)
+    def decode(self, data: bytes | memoryview, out: Pixels, reduction: int) -> None:
+        # Without a smallest height and width it does not scale.
+        least = out.shape[:2] if reduction > 1 else (0, 0)
+        decoded = self._decode(data, "RGB", False, False, *least, reduction, out)
         if decoded.shape != out.shape:
             raise ValueError(f"the JPEG holds {decoded.shape[:2]} pixels, {out.shape[:2]} were expected")
 
@@ -75,8 +77,9 @@ class _TurboJpeg:
             ) from error
         self._rgb = turbojpeg.TJPF_RGB
 
-    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
-        if self._library.decode(data, pixel_format=self._rgb, dst=out) is not out:
+    def decode(self, data: bytes | memoryview, out: Pixels, reduction: int) -> None:
+        scale = (1, reduction) if reduction > 1 else None
+        if self._library.decode(data, pixel_format=self._rgb, scaling_factor=scale, dst=out) is not out:
             raise ValueError(f"the JPEG does not hold the {out.shape[:2]} pixels that were expected")
 
 
@@ -97,17 +100,18 @@ def backend() -> Backend:
     return _BACKENDS[name]()
 
 
-def decode(data: bytes | memoryview, out: Pixels) -> None:
-    """Decode a JPEG to RGB.
+def decode(data: bytes | memoryview, out: Pixels, reduction: int = 1) -> None:
+    """Decode a JPEG to RGB, at full size or, by DCT scaling, at 1/2, 1/4 or 1/8 of it.
 
-    data: the whole file. out: C-contiguous uint8 array of the picture's exact shape (height, width, 3).
+    data: the whole file. reduction: 1, 2, 4 or 8. out: C-contiguous uint8 array of the exact shape that comes out,
+    (height, width, 3), both sides divided by `reduction` and rounded up.
 
     Raises:
         DecodeError: the bytes are damaged, or hold a picture of another size.
     """
     chosen = backend()
     try:
-        chosen.decode(data, out)
+        chosen.decode(data, out, reduction)
     except (ValueError, OSError) as error:
         raise DecodeError(f"JPEG: {error}") from error
 
@@ -123,11 +127,12 @@ def header(data: bytes | memoryview) -> Header:
     return Header(height, width, colorspace)
 
 
-def check(data: bytes) -> bool:
+def check(data: bytes, out: Pixels | None = None) -> bool:
     """Read every entropy-coded bit of a JPEG and say whether the picture is whole.
 
-    The decode is at 1/8 of the size, which costs two thirds of a full one. Damage inside the entropy-coded bits that
-    libjpeg can't notice (it resynchronises by luck, in about half of all cases) passes.
+    out: gets the picture, as in `decode`. Without it the decode is at 1/8 of the size, which costs two thirds of a full
+    one. Damage inside the entropy-coded bits that libjpeg can't notice (it resynchronises by luck, in about half of all
+    cases) passes.
 
     Returns:
         False if libjpeg has a harmless remark about the header, such as bytes between two segments. simplejpeg refuses
@@ -139,7 +144,10 @@ def check(data: bytes) -> bool:
     import simplejpeg
 
     try:
-        simplejpeg.decode_jpeg(data, min_height=1, min_width=1, min_factor=8)
+        if out is None:
+            simplejpeg.decode_jpeg(data, min_height=1, min_width=1, min_factor=8)
+        else:
+            simplejpeg.decode_jpeg(data, "RGB", buffer=out)
     except ValueError as error:
         if not _only_header_remarks(data, str(error)):
             raise DecodeError(f"JPEG: {error}") from error

@@ -1,8 +1,8 @@
 """Packing: sources become a store. Each file is read, judged and perhaps re-encoded by a thread; one thread writes.
 
-A file's bytes are kept as they are unless a smaller side, a quality or an encoding is asked for. Before it is kept an
-image is decoded (JPEGs at 1/8 of their size, which reads every bit), so damage is found now, not in the middle of a
-training run. What can't be packed is left out with its reason, and everything else is packed.
+JPEGs are re-cut into tiles (`recut`), which changes no pixel. Otherwise a file's bytes are kept as they are unless a
+smaller side, a quality or an encoding is asked for. Before it is kept an image is decoded, so damage is found now, not
+in the middle of a training run. What can't be packed is left out with its reason, and everything else is packed.
 
 The final name appears when the store is complete. An interrupted pack leaves `NAME.partial`; the same command goes on
 from it, and any other source or option starts over.
@@ -18,7 +18,7 @@ import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,8 @@ import filelock
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from . import decode, geometry, jpeg, record
+from . import decode, geometry, jpeg, record, tiles
+from .buffers import scratch
 from .doctor import usable_cores
 from .errors import DecodeError, FastloadError, PackError, SourceError
 from .geometry import Plan, Size
@@ -70,6 +71,8 @@ class Options:
     encode: Encode = "keep"
     exif: Exif = "apply"
     max_pixels: int = MAX_PIXELS
+    tiles: bool = True
+    strip: bool = False
 
     def __post_init__(self) -> None:
         for name in ("short_side", "max_side", "max_pixels", "quality"):
@@ -87,6 +90,8 @@ class Options:
             )
         if self.quality is not None and self.encode == "raw":
             raise ValueError("a quality goes with JPEG; raw images are kept exactly")
+        if self.strip and not self.tiles:
+            raise ValueError("strip goes with tiles: images that are not re-cut keep all of their bytes")
 
     def target_size(self, size: Size) -> Size:
         """(height, width) that an upright image of `size` is stored with; images are never enlarged."""
@@ -100,10 +105,11 @@ class Options:
 
 
 class _Prepared(NamedTuple):
-    """An item that is ready to be written: its image field, upright size and, if it goes to a column, its pixels."""
+    """An item that is ready to be written: its image, what became of that (`tiles.OUTCOMES`), its upright size."""
 
     item: Item
     field: record.Field
+    outcome: int
     size: Size
 
 
@@ -132,21 +138,26 @@ def pack(
     encode: Encode = "keep",
     exif: Exif = "apply",
     max_pixels: int = MAX_PIXELS,
+    tiles: bool = True,
+    strip: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
     """Pack images and labels into one store.
 
-    source: class folders, a folder without labels, or a label list (`sources.open_source` says how they are told
-        apart; `format` insists). destination: the store's file name.
+    source: class folders, a folder without labels, a label list, or a store to be packed otherwise
+        (`sources.open_source` says how they are told apart; `format` insists). destination: the store's file name.
     root: where the names of a list start; its own folder by default.
     short_side, max_side: shrink images whose shorter or longer side is larger, in pixels; never enlarges.
     quality: re-encode every image as a JPEG of this quality, 1 to 100; 95 for images that are shrunk.
     encode: "keep" bytes as they are where possible, make everything "jpeg", or store "raw" pixels (uint8 RGB); raw
         images of one size become a column, whose batches are a single gather.
     exif: "apply" an image's EXIF orientation when it is decoded, or "ignore" it (not TIFF's: its decoders apply it).
-    max_pixels: images with more pixels are left out. workers: threads, all usable cores by default.
+    max_pixels: images with more pixels are left out.
+    tiles: re-cut JPEGs, without loss, so that crops can be read by themselves. Every one is decoded and compared; what
+        can't be re-cut is kept as it is, and `info` says why. strip: drop EXIF, ICC profiles and comments meanwhile.
+    workers: threads, all usable cores by default.
     overwrite: replace an existing store when the new one is complete.
     progress: called with (items done, items in all).
 
@@ -164,9 +175,11 @@ def pack(
         raise TypeError(f"workers is {workers!r}; it must be a whole number")
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; packing takes at least 1 thread")
-    options = Options(short_side, max_side, quality, encode, exif, max_pixels)
+    options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip)
     final = os.path.abspath(destination)
     _check_destination(final, overwrite)
+    if os.path.exists(final) and os.path.exists(source) and os.path.samefile(source, final):
+        raise FileExistsError(f"{final} is the source too; give the new store another name")
     created = _creation_time()
     listed = open_source(source, format, root, ignore=(final, f"{final}.partial", f"{final}.partial.lock"))
     with _only_pack(final), _libraries_for_packing():
@@ -237,12 +250,15 @@ def _write(
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    if source.store is not None and options.encode == "keep" and options.quality is None:
+        options = replace(options, encode="raw" if source.store.manifest["options"].get("encode") == "raw" else "keep")
     fixed = _common_size(source, options, threads) if options.encode == "raw" else None
     columns = {
         "label": ColumnSpec.of("<i8", (source.label_count,) if source.label_count > 1 else ()),
         "size": ColumnSpec.of("<u4", (2,)),
         "bytes": ColumnSpec.of("<u8"),
         "checksum": ColumnSpec.of("<u8"),
+        "tiles": ColumnSpec.of("|u1"),
     }
     if fixed is not None:
         columns["image"] = ColumnSpec.of("|u1", (*fixed, 3))
@@ -250,7 +266,7 @@ def _write(
     total = len(source.items)
     with StoreWriter(final, columns, fingerprint) as writer:
         prepared = ordered_map(
-            lambda item: _prepare(item, options, fixed),
+            lambda item: _prepare(item, source.store, options, fixed),
             source.items[writer.done :],
             threads=threads,
             ahead=(4 if options.encode == "raw" else 32) * threads,  # raw images are large
@@ -275,7 +291,7 @@ def _write(
 
 
 def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec]) -> None:
-    item, field, size = prepared
+    item, field, outcome, size = prepared
     name = record.Field(record.TEXT, item.name.encode("utf-8", "surrogateescape"))
     labels = item.labels or (-1,)
     row: dict[str, Any] = {
@@ -283,6 +299,7 @@ def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec
         "size": size,
         "bytes": len(field.payload),
         "checksum": record.checksum(field.payload),
+        "tiles": outcome,
     }
     if "image" in columns:
         row["image"] = np.frombuffer(field.payload, np.uint8).reshape(columns["image"].shape)
@@ -309,6 +326,7 @@ def _manifest(source: Source, options: Options, fixed: Size | None, created: dat
         "classes": source.classes,
         "source": source.format,
         "options": asdict(options),
+        "tiles": tiles.OUTCOMES,
         "created": created.isoformat(timespec="seconds"),
         "fastload": version("fastload"),
     }
@@ -325,6 +343,9 @@ def _common_size(source: Source, options: Options, threads: int) -> Size | None:
     """The (height, width) that all images will be stored with, None if they differ; headers only, damage is skipped."""
 
     def size_of(item: Item) -> Size | None:
+        if source.store is not None:
+            height, width = source.store.columns["size"].view(item.sample or 0).tolist()
+            return options.target_size((height, width))
         try:
             facts = _identify(_read(item), options)
         except (OSError, FastloadError):
@@ -342,20 +363,39 @@ def _common_size(source: Source, options: Options, threads: int) -> Size | None:
     return common
 
 
-def _prepare(item: Item, options: Options, fixed: Size | None) -> _Prepared | _LeftOut:
+def _prepare(item: Item, store: Store | None, options: Options, fixed: Size | None) -> _Prepared | _LeftOut:
     if item.problem is not None:
         return _LeftOut(item, item.problem)
     try:
-        data = _read(item)
-        facts = _identify(data, options)
-        field, size = _make_field(data, facts, options)
+        sample = item.sample
+        if store is not None and sample is not None:
+            item = item._replace(name=store.name(sample))
+            kept, pixels = _stored_field(store, sample, options), None
+        else:
+            data = _read(item)
+            kept, pixels = _kept_field(data, _identify(data, options), options)
+        field, size = _make_field(kept, options)
         if fixed is not None and size != fixed:
             raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed}")
-        return _Prepared(item, field, size)
+        return _Prepared(item, *_tiled(field, pixels if field is kept else None, options), size)
     except OSError as error:
         return _LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
         return _LeftOut(item, str(error) or "not enough memory to decode it")
+
+
+def _stored_field(store: Store, index: int, options: Options) -> record.Field:
+    """A sample's image field as it lies in a store, without tiles; its checksum is checked."""
+    column = store.columns.get("image")
+    if column is not None:
+        pixels = column[index]
+        if record.checksum(pixels.data) != store.columns["checksum"].view(index):
+            raise DecodeError("the pixels differ from what was packed (checksum mismatch)")
+        field = record.Field(record.RAW, pixels.tobytes(), 1, 3, record.REENCODED, pixels.shape[1], pixels.shape[0])
+    else:
+        field = store[index]["image"]._replace(tiles=b"")
+    _check_pixels((field.height, field.width), options)
+    return field if options.exif == "apply" else field._replace(orientation=1)
 
 
 def _read(item: Item) -> bytes:
@@ -373,10 +413,7 @@ def _identify(data: bytes, options: Options) -> _Facts:
         with _opened(data) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
-        if size[0] * size[1] > options.max_pixels:
-            raise DecodeError(
-                f"{size[1]} x {size[0]} pixels are more than the limit of {options.max_pixels}; --max-pixels raises it"
-            )
+        _check_pixels(size, options)
         if not is_jpeg:
             with _opened(data) as image:
                 image.verify()
@@ -387,6 +424,13 @@ def _identify(data: bytes, options: Options) -> _Facts:
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
     return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1)
+
+
+def _check_pixels(size: Size, options: Options) -> None:
+    if size[0] * size[1] > options.max_pixels:
+        raise DecodeError(
+            f"{size[1]} x {size[0]} pixels are more than the limit of {options.max_pixels}; --max-pixels raises it"
+        )
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -407,33 +451,38 @@ def _orientation(data: bytes) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _make_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Field, Size]:
+def _make_field(kept: record.Field, options: Options) -> tuple[record.Field, Size]:
     """The field to store an image in, and its upright size."""
-    kept = _kept_field(data, facts)
-    size = geometry.upright_size(facts.size, facts.orientation)
+    size = geometry.upright_size((kept.height, kept.width), kept.orientation)
     target = options.target_size(size)
     keep_bytes = {
         "keep": options.quality is None,
         "jpeg": options.quality is None and kept.codec == record.JPEG,
-        "raw": False,
+        "raw": kept.codec == record.RAW and kept.orientation == 1,
     }[options.encode]
     if keep_bytes and target == size:
         return kept, size
     pixels = np.empty((*target, 3), np.uint8)
     plan = Plan.whole(size).resized(target)
     assert plan is not None
-    decode.render(decode.pixels(kept), facts.orientation, [plan], pixels)
+    decode.render(decode.pixels(kept), kept.orientation, [plan], pixels)
     return _encoded_field(pixels, options), target
 
 
-def _kept_field(data: bytes, facts: _Facts) -> record.Field:
-    """The file's own bytes as a field, after proving that they decode to the size that the header says."""
+def _kept_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Field, Pixels | None]:
+    """The file's own bytes as a field, after proving that they decode to the size that the header says.
+
+    Also its pixels, if it is a JPEG that is to be re-cut, in a scratch buffer.
+    """
     height, width = facts.size
-    codec = record.JPEG
-    if not (facts.is_jpeg and _decodes_as_rgb(data, facts.size) and jpeg.check(data)):
+    pixels = None
+    codec = record.ENCODED
+    if facts.is_jpeg and _decodes_as_rgb(data, facts.size):
+        pixels = scratch("original", height * width * 3).reshape(height, width, 3) if options.tiles else None
+        codec = record.JPEG if jpeg.check(data, pixels) else record.ENCODED
+    if codec == record.ENCODED:
         decode.decode_other(data, (height, width, 3))
-        codec = record.ENCODED
-    return record.Field(codec, data, facts.orientation, 3, 0, width, height)
+    return record.Field(codec, data, facts.orientation, 3, 0, width, height), pixels
 
 
 def _decodes_as_rgb(data: bytes, size: Size) -> bool:
@@ -451,3 +500,24 @@ def _encoded_field(pixels: Pixels, options: Options) -> record.Field:
         return record.Field(record.RAW, pixels.tobytes(), 1, 3, record.REENCODED, width, height)
     data = jpeg.encode(pixels, options.quality or _DEFAULT_QUALITY)
     return record.Field(record.JPEG, data, 1, 3, record.REENCODED, width, height)
+
+
+def _tiled(field: record.Field, pixels: Pixels | None, options: Options) -> tuple[record.Field, int]:
+    """The field re-cut if it can be, and what became of it. pixels: what it decodes to, if that is known already."""
+    if field.codec != record.JPEG:
+        return field, tiles.NO_JPEG
+    if not options.tiles:
+        return field, tiles.OFF
+    from .recut import Untouched, recut
+
+    try:
+        cut = recut(bytes(field.payload), strip=options.strip, orientation=field.orientation)
+        tiled = field._replace(payload=cut.data, tiles=cut.tiles)
+        whole = decode.pixels(field, keep=True) if pixels is None else pixels
+        if not (np.array_equal(decode.pixels(tiled), whole) and decode.tiles_show(tiled, whole)):
+            raise Untouched(tiles.PIXELS)
+    except Untouched as reason:
+        return field, reason.outcome
+    except DecodeError:
+        return field, tiles.PIXELS
+    return tiled, tiles.RECUT

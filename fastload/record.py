@@ -4,7 +4,7 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
 
     head        16 bytes                    4s magic b"FLR1" | u16 fields | u16 zero | u64 head checksum
     directory   40 bytes for each field     see below
-    indexes     the fields' interval indexes, back to back (may be empty)
+    indexes     the fields' tile indexes, back to back (may be empty; `tiles` defines them)
     payloads    the fields' bytes, back to back, to the end of the record
 
     directory entry     u8  codec           0 bytes, 1 text (UTF-8), 2 jpeg, 3 encoded (another image format), 4 raw
@@ -12,7 +12,7 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
                         u8  channels        of the stored image; 0 where the field is no image
                         u8  flags           bit 0: encoded by the packer, not the source's own bytes
                         u32 width, u32 height   of the stored frame, before orientation; 0 where no image
-                        u32 index length    bytes of this field's interval index
+                        u32 index length    bytes of this field's tile index
                         u64 payload length
                         u64 payload checksum
                         u64 zero            reserved
@@ -59,7 +59,7 @@ class Field(NamedTuple):
     flags: int = 0
     width: int = 0
     height: int = 0
-    intervals: bytes | memoryview = b""
+    tiles: bytes | memoryview = b""
     checksum: int = 0
 
     def verify(self) -> None:
@@ -78,11 +78,11 @@ def build(fields: Sequence[Field]) -> bytes:
     checked += [
         _ENTRY.pack(
             *(f.codec, f.orientation, f.channels, f.flags, f.width, f.height),
-            *(len(f.intervals), len(f.payload), checksum(f.payload), 0),
+            *(len(f.tiles), len(f.payload), checksum(f.payload), 0),
         )
         for f in fields
     ]
-    checked += [bytes(f.intervals) for f in fields]
+    checked += [bytes(f.tiles) for f in fields]
     body = b"".join(checked)
     head = body[:_CHECKED] + checksum(body).to_bytes(8, "little")
     return b"".join((head, body[_CHECKED:], *(f.payload for f in fields)))
@@ -112,7 +112,7 @@ def parse(data: bytes | memoryview) -> list[Field]:
     if digest.intdigest() != head_checksum:
         raise ChecksumError("a record's head was altered (checksum mismatch); run `fastload verify` on the store")
     fields = []
-    for codec, orientation, channels, flags, width, height, intervals_length, length, payload_checksum, _ in entries:
+    for codec, orientation, channels, flags, width, height, tiles_length, length, payload_checksum, _ in entries:
         if codec > RAW or (codec >= JPEG and not 1 <= orientation <= 8):
             raise StoreFormatError(
                 f"a record has codec {codec} and orientation {orientation}; update fastload to read it"
@@ -120,9 +120,9 @@ def parse(data: bytes | memoryview) -> list[Field]:
         fields.append(
             Field(
                 *(codec, view[payload_start : payload_start + length], orientation, channels, flags, width, height),
-                *(view[start : start + intervals_length], payload_checksum),
+                *(view[start : start + tiles_length], payload_checksum),
             )
         )
-        start += intervals_length
+        start += tiles_length
         payload_start += length
     return fields

@@ -1,14 +1,15 @@
-"""What can be packed: class folders, folders without labels, label lists. Listing only; no image is opened here.
+"""What can be packed: class folders, folders without labels, label lists, stores. Only listed: no image is opened here.
 
 A `Source` is a list of items in index order: class, then path, for class folders (exactly torchvision's ImageFolder);
-path for a flat folder; line for a list. Every file that is not hidden is an item: what turns out to be no image is
-quarantined by name when it is packed, so nothing is left out silently.
+path for a flat folder; line for a list; a store's own order. Every file that is not hidden is an item: what turns out
+to be no image is quarantined by name when it is packed, so nothing is left out silently.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,34 +17,41 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from .errors import SourceError
+from .store import Store, looks_like_store
 
-Format = Literal["auto", "folders", "flat", "list"]
+Format = Literal["auto", "folders", "flat", "list", "store"]
 
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 
 
 class Item(NamedTuple):
-    """One file to pack.
+    """One file, or one sample of a store, to pack.
 
     name: relative path with forward slashes, kept in the record. path: where it is read. labels: integers, none where
-    the source has none. problem: why it can't be packed, if that is known already.
+    the source has none. problem: why it can't be packed, if that is known already. sample: its place in a store, whose
+    record has the name.
     """
 
     name: str
     path: str
     labels: tuple[int, ...] = ()
     problem: str | None = None
+    sample: int | None = None
 
 
 class Source(NamedTuple):
-    """Items in index order, and the names of their classes where labels have names."""
+    """Items in index order, and the names of their classes where labels have names.
 
-    format: Literal["folders", "flat", "list"]
+    format: what the files came from, "folders", "flat" or "list". store: the store that they are in now, if any.
+    """
+
+    format: str
     items: list[Item]
     classes: list[str] | None
     label_count: int
     notes: list[str]
+    store: Store | None = None
 
     def digest(self) -> str:
         """A hash of names, labels, sizes and modification times: what tells an unchanged source from another one."""
@@ -68,12 +76,13 @@ def open_source(
     """List what is at `path`.
 
     format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file of
-    `name label [label ...]` lines), or `auto`: a file is a list; a folder with an image at its top is flat; any other
-    folder has classes. root: where a list's relative names start; the list's own folder by default. ignore: files that
-    are no items wherever they lie, such as the store that is being written.
+    `name label [label ...]` lines), `store`, or `auto`: a file is a store or a list; a folder with an image at its top
+    is flat; any other folder has classes. root: where a list's relative names start; the list's own folder by default.
+    ignore: files that are no items wherever they lie, such as the store that is being written.
 
     Raises:
         SourceError: nothing is there, it is empty, or it is not of the format that was asked for.
+        StoreFormatError: it is a store that can't be read.
     """
     path = os.fspath(path)
     if format not in get_args(Format):
@@ -84,11 +93,12 @@ def open_source(
     if is_folder and not os.access(path, os.R_OK | os.X_OK):
         raise SourceError(f"{path} can't be listed; check its permissions")
     if format == "auto":
-        format = ("flat" if _has_image_at_top(path) else "folders") if is_folder else "list"
-    if is_folder == (format == "list"):
+        format = _recognised(path)
+    needed = {"list": "file of `name label` lines", "store": "file that `fastload pack` made"}.get(format, "folder")
+    if is_folder == (needed != "folder"):
         raise SourceError(
             f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
-            f"a {'file of `name label` lines' if is_folder else 'folder'}; leave the format out to have it recognised"
+            f"a {needed}; leave the format out to have it recognised"
         )
     if root is not None and format != "list":
         raise SourceError("a root goes with a list; folders hold their own files")
@@ -96,6 +106,8 @@ def open_source(
         source = _class_folders(path, ignore)
     elif format == "flat":
         source = _flat_folder(path, ignore)
+    elif format == "store":
+        source = _store(path)
     else:
         source = _label_list(path, os.fspath(root) if root is not None else os.path.dirname(path) or ".")
     if not source.items:
@@ -103,6 +115,12 @@ def open_source(
             f"{path}: there is nothing to pack in it; is it the right {'folder' if is_folder else 'file'}?"
         )
     return source
+
+
+def _recognised(path: str) -> Format:
+    if os.path.isdir(path):
+        return "flat" if _has_image_at_top(path) else "folders"
+    return "store" if os.path.isfile(path) and looks_like_store(path) else "list"
 
 
 def _has_image_at_top(folder: str) -> bool:
@@ -182,6 +200,17 @@ def _class_folders(path: str, ignore: Sequence[str]) -> Source:
 
 def _flat_folder(path: str, ignore: Sequence[str]) -> Source:
     return Source("flat", [Item(name, file_path) for name, file_path in _files_below(path, path, ignore)], None, 0, [])
+
+
+def _store(path: str) -> Source:
+    """The samples of a store, and after them what was left out of it, with the old reasons."""
+    store = Store(path)
+    column = store.columns["label"]
+    rows = itertools.chain.from_iterable(chunk.reshape(len(chunk), -1).tolist() for chunk in column.chunks())
+    items = [Item(f"sample {index}", path, tuple(labels), None, index) for index, labels in enumerate(rows)]
+    items += [Item(entry["name"], path, (), entry["reason"]) for entry in store.quarantine()]
+    label_count = column.shape[0] if column.shape else 1
+    return Source(store.manifest["source"], items, store.classes, label_count, [], store)
 
 
 class _Line(NamedTuple):

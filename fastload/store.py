@@ -7,8 +7,9 @@ Two named databases. `samples` maps an 8-byte big-endian index to a record (see 
     quarantine/STEP          JSON: a list of {"name", "reason"} that were left out
 
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
-the stored image, and the images themselves where all of them are raw and of one shape (`image`). They are read
-through the memory map, so opening costs the same for a thousand samples and for a hundred million.
+the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), and the images themselves
+where all of them are raw and of one shape (`image`). They are read through the memory map, so opening costs the same
+for a thousand samples and for a hundred million.
 
 A reader is safe under threads (a transaction each), fork, spawn and pickling: every process opens the file for
 itself, at first use. LMDB allows one open environment per file and process, so all stores of a process share it. What
@@ -264,7 +265,7 @@ class Store:
         fields = []
         for field in record.parse(self.view(range(len(self))[index])):
             field.verify()
-            fields.append(field._replace(payload=bytes(field.payload), intervals=bytes(field.intervals)))
+            fields.append(field._replace(payload=bytes(field.payload), tiles=bytes(field.tiles)))
         if len(fields) != len(self.field_names):
             raise StoreFormatError(f"{self.path}: sample {index} has {len(fields)} fields, not {self.field_names}")
         return Record(dict(zip(self.field_names, fields, strict=True)))
@@ -402,6 +403,13 @@ def _is_column(spec: dict[str, Any]) -> bool:
 
 def _is_count(value: object, limit: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+
+
+def looks_like_store(path: str) -> bool:
+    """Whether a file begins as LMDB's do; it may still be damaged, or of another program."""
+    with open(path, "rb") as file:
+        head = file.read(24)
+    return len(head) == 24 and struct.unpack_from("<I", head, 16) == (_META_MAGIC,)
 
 
 def check_file(path: str) -> None:

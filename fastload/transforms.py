@@ -40,6 +40,9 @@ class RandomResizedCrop:
 
     size: (height, width) of the result, or one int for both. scale: bounds of the box's share of the area.
     ratio: bounds of the box's width / height.
+
+    A box that is at least twice as large as the result has its edges at even pixels, and much larger ones at multiples
+    of 4 or 8: there a JPEG can be decoded at a half, a quarter or an eighth of its size.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class RandomResizedCrop:
 
     def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
         box = geometry.random_resized_box(plan.output_size, self.scale, self.ratio, random.uniform, random.integer)
-        cropped = plan.cropped(box)
+        cropped = plan.cropped(geometry.on_grid(box, self.size))
         return cropped and cropped.resized(self.size)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Giving the files back: byte for byte where they were kept, re-encoded images as what they are now.
+"""Giving the files back: byte for byte where they were kept, re-cut and re-encoded images as what they are now.
 
 Names come from the store and are not trusted: one that is absolute, climbs out of the target folder or can't be a file
 name here is replaced by the sample's number.
@@ -31,8 +31,9 @@ def unpack(
 ) -> int:
     """Write the images of a store to files below `folder`, under the names that they had.
 
-    Kept files come back byte for byte. Images that were re-encoded get the suffix of what they are; raw ones are
-    written as PNG. A store that was packed from a list also gets `labels.tsv`, which `fastload pack` reads.
+    Kept files come back byte for byte, re-cut JPEGs as JPEGs of the same pixels, with their EXIF data and profiles.
+    Images that were re-encoded get the suffix of what they are; raw ones are written as PNG. A store that was packed
+    from a list also gets `labels.tsv`, which `fastload pack` reads.
 
     Returns the number of files. progress: called with (samples done, samples in all).
 

@@ -43,7 +43,7 @@ def verify(
 ) -> VerifyReport:
     """Check all checksums of a store: columns, record heads, fields. Damage is listed, not raised.
 
-    decode_images: also decode every image, at its full size. workers: threads, all usable cores by default.
+    decode_images: also decode every image, whole and tile by tile. workers: threads, all usable cores by default.
     progress: called with (samples done, samples in all).
 
     Raises:
@@ -103,7 +103,9 @@ def _check_sample(store: Store, index: int, decode_images: bool) -> Damage | Non
         if size != tuple(store.columns["size"].view(index)):
             raise DecodeError(f"the record says {image.width} x {image.height} pixels, the size column another size")
         if decode_images:
-            decode.pixels(image)
+            pixels = decode.pixels(image, keep=True)
+            if image.tiles and not decode.tiles_show(image, pixels):
+                raise DecodeError("its tiles decode to other pixels than the whole image")
     except FastloadError as error:
         return Damage(index, name, str(error))
     return None

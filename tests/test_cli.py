@@ -200,6 +200,10 @@ def test_pack_options_reach_the_packer(run: Run, class_folders: Path, tmp_path: 
     assert outcome.status == 3
     assert fastload.Store(jpeg)[0]["image"].flags & record.REENCODED
     assert fastload.Store(jpeg).manifest["source"] == "flat"
+    run("pack", class_folders, tmp_path / "plain.lmdb", "--no-tiles")
+    run("pack", class_folders, tmp_path / "stripped.lmdb", "--strip")
+    chosen = [fastload.Store(tmp_path / f"{name}.lmdb").manifest["options"] for name in ("plain", "stripped", "raw")]
+    assert [(options["tiles"], options["strip"]) for options in chosen] == [(False, False), (True, True), (True, False)]
     (tmp_path / "list.txt").write_text("0.jpg 7\n")
     assert run("pack", tmp_path / "list.txt", tmp_path / "l.lmdb", "--root", class_folders / "bee").status == 0
     assert fastload.Store(tmp_path / "l.lmdb").columns["label"][0] == 7
@@ -221,6 +225,7 @@ def test_pack_options_reach_the_packer(run: Run, class_folders: Path, tmp_path: 
         ("pack {images} {tmp}/x.lmdb --quality 0", ["quality is 0", "1 to 100"]),
         ("pack {images} {tmp}/x.lmdb --short-side 0", ["short_side is 0", "at least 1"]),
         ("pack {images} {tmp}/x.lmdb --encode raw --quality 9", ["quality goes with JPEG"]),
+        ("pack {images} {tmp}/x.lmdb --no-tiles --strip", ["strip goes with tiles"]),
         ("pack {images} {tmp}/x.lmdb --workers 0", ["workers is 0", "at least 1"]),
         ("pack {images} {tmp}/x.lmdb --format list", ["is a folder", "leave the format out"]),
         ("info {tmp}/missing.lmdb", ["missing.lmdb", "no such file", "fastload pack"]),
@@ -321,6 +326,30 @@ def test_info_tells_what_is_in_a_store(run: Run, store_path: Path) -> None:
     assert facts["digest"] in outcome.out
 
 
+def test_info_tells_what_became_of_the_images(run: Run, tmp_path: Path, make_picture: Callable[..., Any]) -> None:
+    """Re-cut ones first, then the reasons of the others, by number; as JSON the same counts."""
+    (tmp_path / "images").mkdir()
+    for number, side in enumerate((120, 30, 31, 32)):
+        Image.fromarray(make_picture(side, 130)).save(tmp_path / "images" / f"{number}.jpg")
+    Image.fromarray(make_picture(30, 40)).save(tmp_path / "images" / "4.png")
+    run("pack", tmp_path / "images", tmp_path / "db.lmdb")
+    line = r"^ tiles +1 re-cut, 3 smaller than a few tiles, 1 no JPEG that libjpeg-turbo decodes to RGB *$"
+    assert re.search(line, run("info", tmp_path / "db.lmdb").out, re.MULTILINE)
+    counts = run("info", tmp_path / "db.lmdb", "--json").json["tiles"]
+    no_jpeg = "no JPEG that libjpeg-turbo decodes to RGB"
+    assert counts == {"re-cut": 1, "smaller than a few tiles": 3, no_jpeg: 1}
+    run("pack", tmp_path / "images", tmp_path / "plain.lmdb", "--no-tiles")
+    assert re.search(r"^ tiles +4 --no-tiles, 1 no JPEG ", run("info", tmp_path / "plain.lmdb").out, re.MULTILINE)
+
+
+def test_info_says_nothing_of_tiles_where_a_store_does_not(run: Run, hostile_store: Path) -> None:
+    """A store without that column."""
+    outcome = run("info", hostile_store)
+    assert outcome.status == 0
+    assert not re.search(r"^ *tiles\b", outcome.out, re.MULTILINE)
+    assert run("info", hostile_store, "--json").json["tiles"] == {}
+
+
 def test_info_prints_on_a_stream_that_is_not_unicode(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redirected to a file on Windows, output is cp1252: what that lacks is replaced, not an error."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
@@ -367,9 +396,10 @@ def test_verify_names_a_damaged_column(run: Run, store_path: Path, tmp_path: Pat
     assert outcome.out.startswith("column label: ")
 
 
-def test_unpack_gives_the_files_back(run: Run, class_folders: Path, store_path: Path, tmp_path: Path) -> None:
-    """Every file of the source is there again, byte for byte."""
-    outcome = run("unpack", store_path, tmp_path / "new" / "folder")
+def test_unpack_gives_the_files_back(run: Run, class_folders: Path, tmp_path: Path) -> None:
+    """Every file of the source is there again, byte for byte where it was packed so."""
+    run("pack", class_folders, tmp_path / "db.lmdb", "--no-tiles")
+    outcome = run("unpack", tmp_path / "db.lmdb", tmp_path / "new" / "folder")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out == f"{tmp_path / 'new' / 'folder'}: 12 files\n"
     for file in class_folders.rglob("*.jpg"):
@@ -564,7 +594,7 @@ def test_ctrl_c_leaves_a_partial_store_that_the_next_run_completes(
     """SIGINT in the middle of a pack: words instead of a traceback, no store under the final name, and no damage."""
     images = tmp_path / "images" / "a"
     images.mkdir(parents=True)
-    Image.fromarray(make_picture(900, 900)).save(images / "000.jpg")
+    Image.fromarray(make_picture(600, 600)).save(images / "000.jpg")
     for i in range(1, 300):
         os.link(images / "000.jpg", images / f"{i:03}.jpg")
     store, partial = tmp_path / "db.lmdb", tmp_path / "db.lmdb.partial"

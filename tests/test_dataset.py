@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
+import math
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -11,14 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from conftest import Pixels, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader as TorchLoader
 
 import fastload
-from fastload import ImageCache, ImageDataset, Store, record
+from fastload import ImageCache, ImageDataset, Store, record, tiles
 from fastload.errors import ChecksumError, DecodeError, StoreError, TooManyFailures
+from fastload.geometry import Box
 from fastload.transforms import CenterCrop, Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 # torch's advice, made for processes, on a machine with fewer cores than a test has threads
@@ -494,15 +501,248 @@ def test_read_raises_whatever_on_error_says(damaged_path: Path) -> None:
         assert dataset.read(BAD + 1).shape[0] == 3
 
 
+# --- tiles
+
+SAMPLINGS = ("444", "422", "420", "440", "411", "gray")
+
+
+def turned_jpeg(pixels: Pixels, sampling: str, orientation: int, progressive: bool) -> bytes:
+    """A JPEG with an EXIF orientation; Pillow writes no 4:4:0 and 4:1:1, simplejpeg no progressive files."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if sampling in ("440", "411"):
+        data = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling=sampling)
+        segment = exif.tobytes()
+        return bytes(data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:])
+    file = io.BytesIO()
+    image = Image.fromarray(pixels).convert("L" if sampling == "gray" else "RGB")
+    options = {} if sampling == "gray" else {"subsampling": SAMPLINGS.index(sampling)}
+    image.save(file, "JPEG", quality=90, exif=exif, progressive=progressive, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def samplings_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images in six samplings and eight orientations, `tiled.lmdb` and `whole.lmdb` beside it."""
+    root = tmp_path_factory.mktemp("samplings")
+    (root / "images").mkdir()
+    for number, (sampling, orientation) in enumerate(itertools.product(SAMPLINGS, range(1, 9))):
+        pixels = picture(190 + 3 * number % 40, 240 + 7 * number % 50, seed=number)
+        data = turned_jpeg(pixels, sampling, orientation, progressive=number % 3 == 1)
+        (root / "images" / f"{sampling} {orientation}.jpg").write_bytes(data)
+    fastload.pack(root / "images", root / "tiled.lmdb")
+    fastload.pack(root / "images", root / "whole.lmdb", tiles=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shown(samplings_path: Path) -> list[Pixels]:
+    """What a viewer shows of them, in index order."""
+    return [upright(path) for path in sorted((samplings_path / "images").iterdir())]
+
+
+def test_pack_cuts_every_sampling_into_tiles_and_none_if_told_so(samplings_path: Path) -> None:
+    """Else the tests below would compare a store with itself."""
+    tiled, whole = (Store(samplings_path / name) for name in ("tiled.lmdb", "whole.lmdb"))
+    assert len(tiled) == len(whole) == 48
+    for index in range(48):
+        image = tiled[index]["image"]
+        assert tiles.splice(image, Box(image.width - 5, 3, 4, 4)) is not None
+        assert len(whole[index]["image"].tiles) == 0
+    assert set(np.asarray(tiled.columns["tiles"]).tolist()) == {tiles.RECUT}
+    assert set(np.asarray(whole.columns["tiles"]).tolist()) == {tiles.OFF}
+
+
+@pytest.fixture(scope="session")
+def tiled_and_whole(samplings_path: Path) -> list[ImageDataset]:
+    """The two stores as datasets, untransformed."""
+    return [ImageDataset(samplings_path / name) for name in ("tiled.lmdb", "whole.lmdb")]
+
+
+@settings(deadline=None, max_examples=300)
+@given(index=st.integers(0, 47), data=st.data())
+def test_any_region_of_any_jpeg_is_cut_from_what_a_viewer_shows(
+    tiled_and_whole: list[ImageDataset], shown: list[Pixels], index: int, data: st.DataObject
+) -> None:
+    """Bit for bit, whichever sampling, orientation and position, with tiles and without; and so is the whole."""
+    height, width = shown[index].shape[:2]
+    w, h = data.draw(st.integers(1, width) | st.integers(1, 30)), data.draw(st.integers(1, height) | st.integers(1, 30))
+    x, y = data.draw(st.integers(0, width - w)), data.draw(st.integers(0, height - h))
+    for dataset in tiled_and_whole:
+        assert np.array_equal(as_array(dataset.read(index, (x, y, w, h))), shown[index][y : y + h, x : x + w])
+
+
+def test_whole_images_are_what_a_viewer_shows(tiled_and_whole: list[ImageDataset], shown: list[Pixels]) -> None:
+    """All samplings and orientations, re-cut or not, without a region and as untransformed samples."""
+    for dataset, (index, expected) in itertools.product(tiled_and_whole, enumerate(shown)):
+        assert np.array_equal(as_array(dataset.read(index)), expected)
+        assert np.array_equal(as_array(dataset[index][0]), expected)
+
+
+@pytest.mark.parametrize("scaled_decode", [False, True])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        [RandomResizedCrop(20), RandomHorizontalFlip()],
+        [RandomResizedCrop((90, 70)), RandomHorizontalFlip()],
+        [RandomHorizontalFlip(), RandomResizedCrop(13, scale=(0.5, 1.0))],
+        [Resize(64), CenterCrop(56)],
+        [Resize(150), CenterCrop(40), RandomHorizontalFlip()],
+        [CenterCrop(50)],
+        [CenterCrop(300)],
+        [CenterCrop((96, 101)), RandomResizedCrop(20)],
+        [Resize(100), RandomResizedCrop(24)],
+        [Resize((17, 30))],
+    ],
+    ids=repr,
+)
+def test_tiles_change_no_picture(samplings_path: Path, transform: list[Any], scaled_decode: bool) -> None:
+    """Every transform gives the same bits from a store with tiles and from one without, epoch by epoch."""
+    tiled, whole = (
+        ImageDataset(samplings_path / name, Compose(transform), scaled_decode=scaled_decode)
+        for name in ("tiled.lmdb", "whole.lmdb")
+    )
+    for epoch in range(2):
+        batches = []
+        for dataset in (tiled, whole):
+            dataset.set_epoch(epoch)
+            batches.append(dataset.__getitems__(range(48)))
+        assert_same_batch(*((batch.images, batch.labels) for batch in batches))
+    assert not tiled.failures
+    assert not whole.failures
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_tiles_are_read_by_any_number_of_threads(samplings_path: Path, workers: int) -> None:
+    """fastload's loader gives what reading one by one from whole JPEGs gives: no thread disturbs another's buffers."""
+    tiled, plain = (
+        ImageDataset(samplings_path / name, train_transform(), seed=2) for name in ("tiled.lmdb", "whole.lmdb")
+    )
+    for epoch, batches in enumerate([fastload.DataLoader(tiled, batch_size=24, num_workers=workers)] * 3):
+        plain.set_epoch(epoch)
+        for start, batch in zip((0, 24), batches, strict=True):
+            assert_same_batch(batch, fresh(plain, range(start, start + 24)))
+
+
+def photo(height: int, width: int, seed: int) -> Pixels:
+    """Detail at every scale, as strong as in photographs: amplitudes fall with the frequency."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequency[0, 0] = 1
+    colours = []
+    for _ in range(3):
+        phases = np.exp(2j * np.pi * rng.random(frequency.shape))
+        colours.append(np.fft.irfft2(phases / frequency**1.2, (height, width)))
+    image = np.stack(colours, -1)
+    shared = image.mean(2, keepdims=True) * 2 + image * 0.5  # brightness varies more than colour
+    return np.clip(128 + 50 * shared / shared.std(), 0, 255).astype(np.uint8)
+
+
+def psnr(one: Any, other: Any) -> float:
+    error = np.mean((np.asarray(one).astype(float) - np.asarray(other)) ** 2)
+    return float("inf") if error == 0 else 10 * math.log10(255**2 / error)
+
+
+@pytest.fixture(scope="session")
+def photos_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of six large photograph-like JPEGs, of several samplings and orientations."""
+    root = tmp_path_factory.mktemp("photos")
+    (root / "images").mkdir()
+    for number, (sampling, orientation) in enumerate(zip(SAMPLINGS, (1, 6, 3, 8, 1, 5), strict=True)):
+        size = (904, 1208) if number % 2 else (901, 1203)
+        data = turned_jpeg(photo(*size, seed=number), sampling, orientation, progressive=number == 1)
+        (root / "images" / f"{number}.jpg").write_bytes(data)
+    fastload.pack(root / "images", root / "photos.lmdb")
+    return root / "photos.lmdb"
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        [RandomResizedCrop(224), RandomHorizontalFlip()],
+        [RandomResizedCrop(64), RandomHorizontalFlip()],
+        [RandomResizedCrop(24, scale=(0.3, 1.0))],
+        [RandomResizedCrop((90, 40))],
+        [Resize(256), CenterCrop(224)],
+        [Resize(96), CenterCrop(80)],
+        [Resize((401, 399))],
+    ],
+    ids=repr,
+)
+def test_reduced_reads_look_like_full_ones(photos_path: Path, transform: list[Any]) -> None:
+    """No picture is further than 34 dB from what full decoding gives, and some differ: reductions were used."""
+    scaled, full = (ImageDataset(photos_path, Compose(transform), scaled_decode=on) for on in (True, False))
+    values = []
+    for epoch in range(4):
+        for dataset in (scaled, full):
+            dataset.set_epoch(epoch)
+        values += [psnr(scaled[index][0], full[index][0]) for index in range(6)]
+    assert min(values) >= 34
+    assert min(values) < float("inf")
+
+
+def test_what_is_not_resized_is_never_reduced(photos_path: Path) -> None:
+    """Whole pictures and plain crops of any size are decoded in full, whatever `scaled_decode` says."""
+    for transform in (None, CenterCrop(500), RandomHorizontalFlip(1.0)):
+        scaled, full = (ImageDataset(photos_path, transform, scaled_decode=on) for on in (True, False))
+        assert torch.equal(scaled[1][0], full[1][0])
+
+
+def test_damage_beside_a_crop_does_not_disturb_it(tmp_path: Path) -> None:
+    """Of a re-cut JPEG only what a picture needs is checked: a flipped bit elsewhere goes unnoticed, one inside not."""
+    (tmp_path / "images").mkdir()
+    Image.fromarray(picture(800, 900, seed=1)).save(tmp_path / "images" / "0.jpg", quality=95)
+    fastload.pack(tmp_path / "images", tmp_path / "db.lmdb")
+    image = Store(tmp_path / "db.lmdb")[0]["image"]
+    payload = bytes(image.payload)
+    assert len(payload) > 10 * tiles.PIECE
+    expected = ImageDataset(tmp_path / "db.lmdb", CenterCrop(100))[0]
+
+    def with_flipped(place: int, name: str, value: bytes = payload) -> Path:
+        changed = value[:place] + bytes([value[place] ^ 4]) + value[place + 1 :]
+        return patched(tmp_path / "db.lmdb", tmp_path / name, {value: changed})
+
+    for place, beside in ((len(payload) - 9000, (400, 700, 100, 100)), (2 * tiles.PIECE + 9, (0, 20, 900, 300))):
+        outside = with_flipped(place, f"outside{place}.lmdb")
+        crop, everything = ImageDataset(outside, CenterCrop(100)), ImageDataset(outside)
+        assert torch.equal(crop[0][0], expected[0])
+        assert crop[0][1] == -1
+        assert not crop.failures
+        assert torch.equal(crop.read(0, (400, 350, 100, 100)), expected[0])
+        assert everything[0][1] == -100
+        assert "checksum mismatch" in everything.failures[0]
+        with pytest.raises(ChecksumError):
+            everything.read(0, beside)
+        cached = ImageDataset(outside, CenterCrop(100), cache="10MB")
+        assert cached[0][1] == -100, "a cache holds whole images, so the whole is checked"
+
+    inside = ImageDataset(with_flipped(len(payload) // 2, "inside.lmdb"), CenterCrop(100))
+    image, label = inside[0]
+    assert (label, int(image.sum())) == (-100, 0)
+    assert "checksum mismatch" in inside.failures[0]
+    assert inside.read(0, (0, 0, 50, 50)).any()
+
+    header = ImageDataset(with_flipped(payload.index(b"\xff\xdb") + 9, "header.lmdb"), on_error="raise")
+    for region in ((0, 0, 8, 8), (400, 350, 100, 100), (892, 792, 8, 8)):
+        with pytest.raises(ChecksumError):
+            header.read(0, region)
+
+    index = bytes(Store(tmp_path / "db.lmdb")[0]["image"].tiles)
+    for place in (0, 14, 20, len(index) // 2, len(index) - 1):
+        damaged = ImageDataset(with_flipped(place, f"index{place}.lmdb", index), CenterCrop(100))
+        assert damaged[0][1] == -100
+        assert "head was altered" in damaged.failures[0]
+
+
 # --- cache
 
 
 @pytest.mark.parametrize("cache", ["1MB", "20kB", 20_000, ImageCache("20kB", "pin")])
 def test_a_cache_changes_no_picture(store_path: Path, turned_path: Path, cache: Any) -> None:
-    """Whatever its size and policy, in every epoch pictures are those without a cache."""
+    """Whatever its size and policy, in every epoch pictures are those without a cache, decoded at full size."""
     for path in (store_path, turned_path):
         cached = ImageDataset(path, train_transform(), cache=cache)
-        plain = ImageDataset(path, train_transform())
+        plain = ImageDataset(path, train_transform(), scaled_decode=False)
         for epoch in range(3):
             for dataset in (cached, plain):
                 dataset.set_epoch(epoch)
@@ -510,6 +750,26 @@ def test_a_cache_changes_no_picture(store_path: Path, turned_path: Path, cache: 
             assert_same_batch(fresh(cached, indices), fresh(plain, indices))
         if isinstance(cache, ImageCache):
             cache = ImageCache("20kB", "pin")
+
+
+@pytest.mark.parametrize("scaled_decode", [False, True])
+def test_hits_and_misses_show_the_same(store_path: Path, scaled_decode: bool) -> None:
+    """A cached image is whole, so pictures don't depend on what happens to be cached, reduced reads or not."""
+    transform = train_transform(10)
+    small, large = (
+        ImageDataset(store_path, transform, cache=size, scaled_decode=scaled_decode) for size in ("20kB", "1MB")
+    )
+    fresh(large, range(12))
+    expected = fresh(ImageDataset(store_path, transform, scaled_decode=False), range(12))
+    for indices in (range(12), range(11, -1, -1)):
+        for dataset in (small, large):
+            got = fresh(dataset, indices)
+            assert_same_batch(got, [values[list(indices)] for values in expected])
+    assert large.cache is not None
+    assert small.cache is not None
+    assert (large.cache.misses, large.cache.hits) == (12, 24)
+    assert small.cache.misses > 12
+    assert small.cache.hits > 0
 
 
 def test_a_cache_that_holds_everything_decodes_once(store_path: Path) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
+import json
+import mmap
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 import torch.nn.functional as F
 from conftest import Pixels, picture
@@ -15,9 +25,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastload import decode, record
-from fastload.errors import DecodeError
-from fastload.geometry import Box, Plan
+from fastload import buffers, decode, jpeg, record, tiles
+from fastload.errors import ChecksumError, DecodeError, FastloadError
+from fastload.geometry import Box, Plan, on_grid
+from fastload.recut import Untouched, recut
 
 ORIENTATIONS = range(1, 9)
 
@@ -48,18 +59,22 @@ def pillow(data: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+def made(codec: int, data: bytes, orientation: int, width: int, height: int, tile_index: bytes = b"") -> record.Field:
+    """A field as it comes out of a store: with its checksum."""
+    return record.Field(codec, data, orientation, 3, 0, width, height, tile_index, record.checksum(data))
+
+
 def jpeg_field(height: int = 40, width: int = 56, seed: int = 0, orientation: int = 1) -> record.Field:
     data = saved(picture(height, width, seed), "JPEG", quality=90)
-    return record.Field(record.JPEG, data, orientation, 3, 0, width, height)
+    return made(record.JPEG, data, orientation, width, height)
 
 
 def png_field(height: int = 40, width: int = 56, seed: int = 0, orientation: int = 1) -> record.Field:
-    data = saved(picture(height, width, seed), "PNG")
-    return record.Field(record.ENCODED, data, orientation, 3, 0, width, height)
+    return made(record.ENCODED, saved(picture(height, width, seed), "PNG"), orientation, width, height)
 
 
 def raw_field(height: int = 40, width: int = 56, seed: int = 0, orientation: int = 1) -> record.Field:
-    return record.Field(record.RAW, picture(height, width, seed).tobytes(), orientation, 3, 0, width, height)
+    return made(record.RAW, picture(height, width, seed).tobytes(), orientation, width, height)
 
 
 FIELDS = {"jpeg": jpeg_field, "png": png_field, "raw": raw_field}
@@ -136,6 +151,17 @@ def test_pixels_refuses_cut_payloads(codec: str, kept: int) -> None:
     field = FIELDS[codec]()
     with pytest.raises(DecodeError):
         decode.pixels(field._replace(payload=field.payload[:kept]))
+
+
+@pytest.mark.parametrize("codec", FIELDS)
+def test_altered_bytes_are_found_where_a_picture_is_made(codec: str) -> None:
+    """`upright` and `region` check before they decode; a last byte that no decoder would miss counts too."""
+    field = FIELDS[codec]()
+    altered = field._replace(payload=bytes((*field.payload[:-1], field.payload[-1] ^ 1)))
+    for read in (decode.upright, lambda field: decode.region(field, Box(0, 0, 3, 3))):
+        read(field)
+        with pytest.raises(ChecksumError, match="checksum mismatch"):
+            read(altered)
 
 
 # --- other formats
@@ -352,3 +378,295 @@ def test_render_of_real_sizes_is_within_one_level() -> None:
     assert_within_one_level(image, 1, plan)
     difference = np.abs(rendered(image, 1, [plan]).astype(int) - carried_out(image, plan, resized_by_pillow))
     assert (difference > 1).mean() < 1e-4
+
+
+@settings(deadline=None, max_examples=150)
+@given(task=tasks(), garbage=st.integers(0, 255))
+def test_render_never_shows_what_buffers_held(task: tuple[Pixels, int, Plan], garbage: int) -> None:
+    """A picture is the same bit for bit whatever the thread's buffers hold from the image before."""
+    image, orientation, plan = task
+    expected = rendered(image, orientation, [plan])
+    for purpose in ("upright", "window", "decode"):
+        buffers.scratch(purpose, 1 << 16)[...] = garbage
+    assert np.array_equal(rendered(image, orientation, [plan]), expected)
+
+
+# --- re-cut JPEGs
+
+SAMPLINGS = ("444", "422", "420", "440", "411", "gray")
+HEIGHT, WIDTH = 205, 331
+
+
+def encoded(pixels: Pixels, sampling: str, quality: int = 90) -> bytes:
+    if sampling == "gray":
+        return saved(pixels, "JPEG", "L", quality=quality)
+    return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=sampling)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def tiled() -> dict[str, record.Field]:
+    """A re-cut JPEG in each sampling, with its tile index."""
+    cuts = {sampling: recut(encoded(picture(HEIGHT, WIDTH), sampling)) for sampling in SAMPLINGS}
+    return {sampling: made(record.JPEG, cut.data, 1, WIDTH, HEIGHT, cut.tiles) for sampling, cut in cuts.items()}
+
+
+@pytest.fixture(scope="module")
+def reduced(tiled: dict[str, record.Field]) -> dict[tuple[str, int], Pixels]:
+    """Each of them decoded whole, at 1, 1/2, 1/4 and 1/8 of its size."""
+    images = {}
+    for (sampling, field), reduction in itertools.product(tiled.items(), (1, 2, 4, 8)):
+        out = np.empty((-(-HEIGHT // reduction), -(-WIDTH // reduction), 3), np.uint8)
+        jpeg.decode(field.payload, out, reduction)
+        images[sampling, reduction] = out
+    return images
+
+
+def boxes_in(height: int, width: int) -> st.SearchStrategy[Box]:
+    """Boxes of all sizes, most of them small."""
+
+    def along(length: int) -> st.SearchStrategy[tuple[int, int]]:
+        extents = st.integers(1, length) | st.integers(1, max(1, length // 8))
+        return extents.flatmap(lambda extent: st.tuples(st.integers(0, length - extent), st.just(extent)))
+
+    return st.builds(lambda down, across: Box(across[0], down[0], across[1], down[1]), along(height), along(width))
+
+
+@settings(deadline=None, max_examples=600)
+@given(sampling=st.sampled_from(SAMPLINGS), reduction=st.sampled_from((1, 2, 4, 8)), data=st.data())
+def test_a_region_of_tiles_is_cut_from_the_whole_image(
+    tiled: dict[str, record.Field], reduced: dict[tuple[str, int], Pixels], sampling: str, reduction: int, data: Any
+) -> None:
+    """Any box, at any reduction, bit for bit: what the decoder interpolates from beyond the box is there for it."""
+    whole = reduced[sampling, reduction]
+    box = data.draw(boxes_in(*whole.shape[:2]))
+    got = decode.region(tiled[sampling], box, reduction)
+    assert np.array_equal(got, whole[box.y : box.y + box.height, box.x : box.x + box.width])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sampling=st.sampled_from(SAMPLINGS), short=st.integers(1, 220), long=st.integers(300, 900), turned=st.booleans(),
+    quality=st.integers(1, 100), reduction=st.sampled_from((1, 2, 4, 8)), data=st.data(),
+)  # fmt: skip
+def test_a_region_of_any_re_cut_image_is_cut_from_the_whole(
+    sampling: str, short: int, long: int, turned: bool, quality: int, reduction: int, data: Any
+) -> None:
+    """Narrow images, sides that end within a block, a chroma sample or a reduced pixel, and all qualities."""
+    height, width = (long, short) if turned else (short, long)
+    original = encoded(picture(height, width, seed=quality), sampling, quality)
+    cut = None
+    with contextlib.suppress(Untouched):
+        cut = recut(original)
+    assert (cut is None) == (height * width < 96 * 96)
+    if cut is None:
+        return
+    field = made(record.JPEG, cut.data, 1, width, height, cut.tiles)
+    whole = np.empty((-(-height // reduction), -(-width // reduction), 3), np.uint8)
+    jpeg.decode(original, whole, reduction)
+    for _ in range(4):
+        box = data.draw(boxes_in(*whole.shape[:2]))
+        got = decode.region(field, box, reduction)
+        assert np.array_equal(got, whole[box.y : box.y + box.height, box.x : box.x + box.width])
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_edge_of_a_tile_can_be_the_edge_of_a_region(
+    tiled: dict[str, record.Field], reduced: dict[tuple[str, int], Pixels], sampling: str, reduction: int
+) -> None:
+    """Boxes that begin or end at, before and behind each multiple of a block, where what is read changes."""
+    field, whole = tiled[sampling], reduced[sampling, reduction]
+    height, width = whole.shape[:2]
+    block = max(1, 8 // reduction)
+    for at in sorted({max(0, edge + d) for edge in range(0, width, block) for d in (-1, 0, 1)}):
+        for left, right in ((at, min(width, at + 3)), (max(0, at - 3), at)):
+            if left < right <= width:
+                got = decode.region(field, Box(left, height // 2, right - left, 1), reduction)
+                assert np.array_equal(got, whole[height // 2 : height // 2 + 1, left:right]), (left, right)
+    for at in sorted({max(0, edge + d) for edge in range(0, height, block) for d in (-1, 0, 1)}):
+        for top, bottom in ((at, min(height, at + 3)), (max(0, at - 3), at)):
+            if top < bottom <= height:
+                got = decode.region(field, Box(width // 2, top, 1, bottom - top), reduction)
+                assert np.array_equal(got, whole[top:bottom, width // 2 : width // 2 + 1]), (top, bottom)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    sampling=st.sampled_from(SAMPLINGS), orientation=st.sampled_from(ORIENTATIONS), scaled=st.booleans(), data=st.data()
+)
+def test_render_makes_the_same_of_tiles_as_of_the_file(
+    tiled: dict[str, record.Field], sampling: str, orientation: int, scaled: bool, data: Any
+) -> None:
+    """Any plan, at full and at reduced size: the index changes what is read, and not a bit of what is shown."""
+    field = tiled[sampling]._replace(orientation=orientation)
+    height, width = (WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH)
+    plan = data.draw(plans((height, width)))
+    if data.draw(st.booleans()):
+        plan = plan._replace(box=on_grid(plan.box, plan.size))
+    pictures = []
+    for each in (field, field._replace(tiles=b"")):
+        out = np.full((*plan.output_size, 3), 123, np.uint8)
+        decode.render(each, orientation, [plan], out, scaled=scaled)
+        pictures.append(out)
+    assert np.array_equal(*pictures)
+    if not scaled:
+        assert np.array_equal(pictures[0], rendered(decode.pixels(field), orientation, [plan]))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 1 << 16) | st.integers(0, 15), st.integers(0, 255)), max_size=4),
+    kept=st.none() | st.integers(1, 300),
+    box=boxes_in(HEIGHT, WIDTH),
+)
+def test_any_index_gives_a_picture_of_the_right_size_or_an_error(
+    tiled: dict[str, record.Field], changes: list[tuple[int, int]], kept: int | None, box: Box
+) -> None:
+    """A store may come from a stranger: an index that says anything at all does no harm to memory or the run."""
+    index = bytearray(tiled["420"].tiles)
+    for place, value in changes:
+        index[place % len(index)] = value
+    field = tiled["420"]._replace(tiles=bytes(index[:kept]))
+    with contextlib.suppress(FastloadError):
+        assert decode.region(field, box).shape == (box.height, box.width, 3)
+    with contextlib.suppress(FastloadError):
+        decode.tiles_show(field, decode.pixels(field, keep=True))
+
+
+@pytest.mark.parametrize("codec", FIELDS)
+def test_scaled_reads_are_for_jpegs(codec: str) -> None:
+    """Where there is no DCT nothing is reduced, and a JPEG is only where it is asked for."""
+    field = FIELDS[codec](height=160, width=160)
+    plan = Plan(Box(0, 0, 160, 160), (16, 16))
+    pictures = {}
+    for scaled in (False, True):
+        pictures[scaled] = np.empty((16, 16, 3), np.uint8)
+        decode.render(field, 1, [plan], pictures[scaled], scaled=scaled)
+    assert np.array_equal(pictures[False], rendered(content(field), 1, [plan]))
+    assert np.array_equal(pictures[True], pictures[False]) == (codec != "jpeg")
+
+
+# --- what is touched
+
+
+@pytest.fixture(scope="module")
+def large() -> record.Field:
+    """A re-cut JPEG of several megabytes whose first 50 kB are a comment."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1800, 3), np.uint8)
+    cut = recut(saved(pixels, "JPEG", quality=90, comment=bytes(50_000)))
+    assert len(cut.data) > 2_000_000
+    return made(record.JPEG, cut.data, 1, 1800, 1500, cut.tiles)
+
+
+def pieces(field: record.Field, box: Box) -> set[int]:
+    """The numbers of the payload's pieces that hold the header, or tiles that the box overlaps, as the index says."""
+    _, mcu_width, mcu_height, _, step, _, header, scan = struct.unpack_from("<BBBBHHII", field.tiles)
+    count = -(-len(field.payload) // tiles.PIECE)
+    rows, columns = -(-field.height // mcu_height), -(-field.width // (mcu_width * step))
+    sizes = np.frombuffer(field.tiles, "<u2", rows * columns, 16 + 8 * count)
+    ends = (scan + np.cumsum(sizes, dtype=np.int64)).reshape(rows, columns)
+    begins = ends - sizes.reshape(rows, columns)
+    down = slice(max(0, box.y) // mcu_height, -(-(box.y + box.height) // mcu_height))
+    across = slice(max(0, box.x) // (mcu_width * step), -(-(box.x + box.width) // (mcu_width * step)))
+    taken = [(header, scan), *zip(begins[down, across].ravel(), ends[down, across].ravel(), strict=True)]
+    return {piece for begin, end in taken for piece in range(begin // tiles.PIECE, (end - 1) // tiles.PIECE + 1)}
+
+
+@pytest.mark.parametrize(
+    ("box", "reduction"),
+    [
+        (Box(900, 700, 60, 40), 1),
+        (Box(0, 0, 5, 5), 1),
+        (Box(1790, 1490, 10, 10), 1),
+        (Box(0, 752, 1800, 8), 1),
+        (Box(64, 0, 1, 1500), 1),
+        (Box(450, 350, 20, 20), 2),
+        (Box(100, 80, 16, 16), 8),
+    ],
+)
+def test_damage_is_noticed_where_it_is_read_and_nowhere_else(large: record.Field, box: Box, reduction: int) -> None:
+    """Of all 8 KiB pieces only those that the region's tiles lie in are checked, and all of those are."""
+    whole = decode.region(large, box, reduction).copy()
+    disturbed = set()
+    payload = bytearray(large.payload)
+    for piece in range(-(-len(payload) // tiles.PIECE)):
+        at = min(piece * tiles.PIECE + 4321, len(payload) - 1)
+        payload[at] ^= 0x10
+        try:
+            assert np.array_equal(decode.region(large._replace(payload=memoryview(payload)), box, reduction), whole)
+        except ChecksumError:
+            disturbed.add(piece)
+        payload[at] ^= 0x10
+    wanted = Box(*(reduction * edge for edge in box))
+    near = Box(wanted.x - reduction, wanted.y - reduction, wanted.width + 2 * reduction, wanted.height + 2 * reduction)
+    assert pieces(large, wanted) <= disturbed <= pieces(large, near)
+    assert 0 not in disturbed, "the comment"
+
+
+TOUCHING = """
+import ctypes, json, mmap, resource, sys
+import numpy as np
+from fastload import decode, record
+from fastload.geometry import Box
+
+folder, *box = sys.argv[1:2] + [int(number) for number in sys.argv[2:6]]
+payload = open(f"{folder}/payload", "rb").read()
+memory = mmap.mmap(-1, len(payload))
+memory[:] = payload
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+for page in json.load(open(f"{folder}/forbidden.json")):
+    assert protect(address + page * mmap.PAGESIZE, mmap.PAGESIZE, 0) == 0, ctypes.get_errno()
+size = json.load(open(f"{folder}/size.json"))
+index = open(f"{folder}/index", "rb").read()
+field = record.Field(record.JPEG, memoryview(memory), 1, 3, 0, *size, index, 0)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+print("protected", flush=True)
+np.save(f"{folder}/region.npy", decode.region(field, Box(*box)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect, and what follows from it, as on Linux")
+@pytest.mark.skipif(mmap.PAGESIZE > tiles.PIECE, reason="a page holds several pieces here")
+@pytest.mark.parametrize("forbid_one_more", [False, True])
+def test_pages_that_are_not_needed_are_never_touched(
+    large: record.Field, tmp_path: Path, forbid_one_more: bool
+) -> None:
+    """A region is read from a payload of which any access to other pages kills the process; one of its own would too.
+
+    So from a disk or a network no more is read than the pieces that hold its tiles.
+    """
+    box = Box(900, 700, 60, 40)
+    near = pieces(large, Box(box.x - 1, box.y - 1, box.width + 2, box.height + 2))
+    in_piece = tiles.PIECE // mmap.PAGESIZE
+    forbidden = [page for page in range(-(-len(large.payload) // mmap.PAGESIZE)) if page // in_piece not in near]
+    assert len(forbidden) * mmap.PAGESIZE > 0.9 * len(large.payload)
+    if forbid_one_more:
+        forbidden.append(max(pieces(large, box)) * in_piece)
+    (tmp_path / "payload").write_bytes(large.payload)
+    (tmp_path / "index").write_bytes(large.tiles)
+    (tmp_path / "forbidden.json").write_text(json.dumps(forbidden))
+    (tmp_path / "size.json").write_text(json.dumps([large.width, large.height]))
+    command = [sys.executable, "-c", TOUCHING, str(tmp_path), *map(str, box)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout == "protected\n", result.stderr
+    if forbid_one_more:
+        assert result.returncode == -signal.SIGSEGV
+        return
+    assert result.returncode == 0, result.stderr
+    expected = decode.pixels(large)[box.y : box.y + box.height, box.x : box.x + box.width]
+    assert np.array_equal(np.load(tmp_path / "region.npy"), expected)
+
+
+@pytest.mark.parametrize("resize", [False, True])
+@pytest.mark.parametrize("window", [(-9, 0, 5, 5), (0, -9, 5, 5), (200, 3, 5, 5), (3, 200, 5, 5), (-5, -5, 5, 5)])
+def test_a_window_beside_the_picture_is_black(resize: bool, window: tuple[int, int, int, int]) -> None:
+    image = np.full((100, 100, 3), 200, np.uint8)
+    plan = Plan.whole((100, 100)).resized((50, 50) if resize else (100, 100))
+    assert plan is not None
+    beside = plan.cropped(Box(*window))
+    assert beside is not None
+    out = np.ones((5, 5, 3), np.uint8)
+    decode.render(image, 1, [beside], out)
+    assert not out.any()

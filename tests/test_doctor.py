@@ -12,7 +12,7 @@ from fastload import doctor
 from fastload.doctor import Finding, diagnose, usable_cores
 
 ROWS = ["python", "platform", "fastload", "torch", "numpy", "opencv", "simplejpeg", "lmdb", "pillow"]
-ROWS += ["PyTurboJPEG", "nvidia-ml-py", "matplotlib"]
+ROWS += ["numba", "PyTurboJPEG", "nvidia-ml-py", "matplotlib"]
 ROWS += ["cores", "memory", "shared memory", "CUDA", "GIL", "open files"]
 
 
@@ -218,6 +218,27 @@ def test_an_optional_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="fastload_absent"):
         doctor._optional("fastload_lame", "lame-package", "plot", "plots")("lame")
+
+
+def test_a_library_for_packing_is_looked_for_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent, fastload still loads: a warning that says how to get it and how to do without."""
+    row = doctor._for_packing("fastload_absent", "absent-package")("numba")
+    assert row[:3] == ("numba", "not installed", "warn")
+    assert 'pip install "absent-package"' in row.advice
+    assert "--no-tiles" in row.advice
+    tree(tmp_path, {"fastload_heavy.py": "raise MemoryError"})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor._for_packing("fastload_heavy", "numpy")("x") == Finding("x", importlib.metadata.version("numpy"))
+    assert doctor._for_packing("fastload_heavy", "absent-package")("x") == Finding("x", "of unknown version")
+
+
+def test_numba_is_not_imported_for_its_row() -> None:
+    """It takes half a second to import and is for packing only."""
+    code = (
+        "import sys\nfrom fastload import doctor\nrow = doctor._CHECKS['numba']('numba')\n"
+        "print(row.status, row.value, 'numba' in sys.modules)"
+    )
+    assert python(code) == f"ok {importlib.metadata.version('numba')} False"
 
 
 def test_turbojpeg_tells_the_binding_from_the_library() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fastload import geometry
-from fastload.geometry import MIRRORED, TURNED, Box, Plan, Size
+from fastload.geometry import MIRRORED, TURNED, Box, Plan, Read, Size
 from fastload.order import SampleRandom
 
 Numbers = npt.NDArray[Any]
@@ -329,57 +329,265 @@ def test_random_boxes_cover_the_scales_evenly() -> None:
     assert np.mean(lefts) == pytest.approx(0.5, abs=0.03)
 
 
-# ---- trim
+# ---- reads
 
 
-def resized_by_torch(image: npt.NDArray[np.uint8], size: Size, scale: tuple[float | None, float | None]) -> Numbers:
+def resized_by_torch(image: npt.NDArray[np.uint8], size: Size, scales: geometry.Scales) -> npt.NDArray[np.uint8]:
     batch = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
-    out = torch.ops.aten._upsample_bilinear2d_aa(batch, size, False, *scale)
+    out = torch.empty((1, 3, *size), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    torch.ops.aten._upsample_bilinear2d_aa.out(batch, size, False, *scales, out=out)
     return out[0].permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
 
 
-@settings(deadline=None, max_examples=200)
-@given(size=st.tuples(st.integers(1, 60), st.integers(1, 60)), data=st.data())
-def test_a_trimmed_plan_shows_the_pixels_of_the_whole_one(size: Size, data: st.DataObject) -> None:
-    """A resize that ends where the window ends shows the same window.
+def upright(image: Numbers, orientation: int) -> Numbers:
+    """The picture that is shown of a stored one, by the definition of EXIF's orientations."""
+    swapped = np.swapaxes(image, 0, 1) if orientation in TURNED else image
+    down, across = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[
+        orientation
+    ]
+    return swapped[::down, ::across]
 
-    To 1 level of 255, rarely needed: torch's kernel rounds its weights by the largest weight of the whole picture.
+
+def window_of(picture: Numbers, window: Box | None) -> Numbers:
+    """The window, channel by channel, zeros beyond the picture."""
+    if window is None:
+        return picture
+    return np.stack([cut(picture[..., channel], window) for channel in range(picture.shape[2])], -1)
+
+
+def read_carried_out(
+    read: Read, image: Numbers, garbage: Numbers, resize: Callable[[Any, Size, geometry.Scales], Numbers]
+) -> Numbers:
+    """What `geometry.Read` documents, on a stored image at 1 / reduction of its size."""
+    assert read.box.inside(image.shape[:2])  # type: ignore[arg-type]
+    x, y, width, height = read.box
+    turned_box = upright(image[y : y + height, x : x + width], read.turn)
+    assert turned_box.shape[0] <= read.source[0]
+    assert turned_box.shape[1] <= read.source[1]
+    source = garbage[: read.source[0], : read.source[1]].copy()
+    source[read.source[0] - turned_box.shape[0] :, read.source[1] - turned_box.shape[1] :] = turned_box
+    if read.source != read.size:
+        source = resize(source, read.size, read.scales)
+    return window_of(source, read.window)
+
+
+def overlapping(size: Size) -> st.SearchStrategy[Box]:
+    """Windows that show at least a pixel of a picture of `size`, and may reach beyond it."""
+
+    def reaching(length: int) -> st.SearchStrategy[tuple[int, int]]:
+        return st.integers(1, length + 9).flatmap(
+            lambda extent: st.tuples(st.integers(1 - extent, length - 1), st.just(extent))
+        )
+
+    return st.builds(lambda down, across: Box(across[0], down[0], across[1], down[1]), *map(reaching, size))
+
+
+@st.composite
+def plans_for(draw: st.DrawFn, size: Size, longest: int = 60) -> Plan:
+    """Any plan for an upright picture of `size`."""
+    box = draw(boxes_in(size))
+    target = draw(st.just((box.height, box.width)) | st.tuples(st.integers(1, longest), st.integers(1, longest)))
+    return Plan(box, target, draw(st.none() | overlapping(target)), draw(st.booleans()))
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)), orientation=st.integers(1, 8), seed=st.integers(0, 99),
+    data=st.data(),
+)  # fmt: skip
+def test_a_read_shows_what_the_plan_says(size: Size, orientation: int, seed: int, data: st.DataObject) -> None:
+    """Cut, turn, mirror, resize all, keep the window: reading only what that needs gives the same picture.
+
+    To one level where less is resized than that, for torch's kernel rounds its weights by the largest of them. What
+    stands in the part of the source that is not read changes no bit, nor does it whether fewer columns are cheaper.
     """
-    image = np.random.default_rng(size[0] * 100 + size[1]).integers(0, 256, (*size, 3), np.uint8)
-    plan = Plan.whole(size)._replace(mirror=data.draw(st.booleans()))
-    box = data.draw(boxes_in(size))
-    plan = plan._replace(box=box, size=data.draw(st.tuples(st.integers(1, 60), st.integers(1, 60))))
-    window = data.draw(boxes_in(plan.size) | st.builds(Box, *[st.integers(-5, 50)] * 2, *[st.integers(1, 50)] * 2))
-    plan = plan._replace(window=window)
-    trimmed, scale = geometry.trim(plan)
+    rng = np.random.default_rng(seed)
+    image, *garbages = rng.integers(0, 256, (3, 60, 60, 3), np.uint8)
+    image = image[: size[0], : size[1]]
+    shown = upright(image, orientation)
+    plan = data.draw(plans_for(shown.shape[:2]))
+    x, y, width, height = plan.box
+    expected = shown[y : y + height, x : x + width]
+    if plan.mirror:
+        expected = expected[:, ::-1]
+    if plan.resizes:
+        expected = resized_by_torch(expected, plan.size, (None, None))
+    expected = window_of(expected, plan.window)
+    pictures = []
+    for tiled, garbage in itertools.product((True, False), garbages):
+        read = geometry.read_for(plan, size, orientation, scaled=False, tiled=tiled)
+        assert read.reduction == 1
+        stored = geometry.stored_box(plan.box, orientation, shown.shape[:2])  # type: ignore[arg-type]
+        assert stored.x <= read.box.x
+        assert stored.y <= read.box.y
+        assert read.box.ends[0] <= stored.ends[0]
+        assert read.box.ends[1] <= stored.ends[1]
+        pictures.append(read_carried_out(read, image, garbage, resized_by_torch))
+    for picture in pictures:
+        np.testing.assert_array_equal(picture, pictures[0])
+    exact = not plan.resizes or plan.window is None
+    np.testing.assert_allclose(pictures[0].astype(int), expected, rtol=0, atol=0 if exact else 1)
 
-    def shown(plan: Plan, scale: tuple[float | None, float | None]) -> Numbers:
-        assert plan.box.inside(size)
-        b = plan.box
-        crop = image[b.y : b.y + b.height, b.x : b.x + b.width]
-        picture = np.flip(crop, 1) if plan.mirror else crop
-        picture = resized_by_torch(picture, plan.size, scale) if plan.resizes else picture
-        return np.stack([cut(picture[..., channel], window) for channel in range(3)], -1)
 
-    inside = window.x < plan.size[1] and window.y < plan.size[0] and window.x > -window.width
-    if inside and window.y > -window.height:
-        difference = shown(trimmed, scale).astype(int) - shown(plan, (None, None))
-        assert abs(difference).max() <= 1
-    assert trimmed.box.width <= box.width
-    assert trimmed.box.height <= box.height
-
-
-def test_trim_leaves_out_what_a_centre_crop_does_not_show() -> None:
-    """A window that ends early saves pixels; a plan without a window, or without a resize, stays as it is."""
+def test_a_read_leaves_out_what_a_centre_crop_does_not_show() -> None:
+    """All four sides of the photograph are spared; where rows lie whole in memory it is two, which saves a copy."""
     plan = Plan.whole((600, 800)).resized((256, 341))
     assert plan is not None
-    assert geometry.trim(plan) == (plan, (None, None))
+    read = geometry.read_for(plan, (600, 800), 1, scaled=False, tiled=True)
+    assert (read.box, read.source, read.size, read.scales) == (plan.box, (600, 800), (256, 341), (None, None))
     cropped = plan.cropped(Box(58, 16, 224, 224))
     assert cropped is not None
-    trimmed, scale = geometry.trim(cropped)
-    assert trimmed.box.width < 800
-    assert trimmed.box.height < 600
-    assert scale == (256 / 600, 341 / 800)
+    step = 600 / 256
+    for orientation in range(1, 9):
+        size = geometry.upright_size((600, 800), orientation)
+        read = geometry.read_for(cropped, size, orientation, scaled=False, tiled=True)
+        if orientation > 1:
+            assert geometry.read_for(cropped, size, orientation, scaled=False, tiled=False) == read
+        assert max(read.box.width, read.box.height) <= 224 * step + 2 * step + 6
+        assert read.scales == (256 / 600, 341 / 800)
+    rows = geometry.read_for(cropped, (600, 800), 1, scaled=False, tiled=False).box
+    assert (rows.x, rows.y, rows.width) == (0, 0, 800)
+    assert rows.height <= (16 + 224) * step + step + 3
     padded = Plan.whole((10, 10)).cropped(Box(-2, -2, 14, 14))
     assert padded is not None
-    assert geometry.trim(padded) == (padded, (None, None))
+    assert geometry.read_for(padded, (10, 10), 1, scaled=True, tiled=True).box == Box(0, 0, 10, 10)
+
+
+# ---- reduced reads
+
+
+@st.composite
+def large_plans(draw: st.DrawFn, size: Size) -> Plan:
+    """Plans of upright pictures of `size` whose boxes are resized to much less, some of them on the grid."""
+    box = draw(boxes_in(size))
+    target = draw(st.integers(1, max(1, box.height // 2))), draw(st.integers(1, max(1, box.width // 2)))
+    snapped = geometry.on_grid(box, target)
+    return Plan(
+        draw(st.sampled_from((box, snapped))), target, draw(st.none() | overlapping(target)), draw(st.booleans())
+    )
+
+
+def places(size: Size, unit: int = 1) -> Numbers:
+    """For each pixel of an image the row and column of that pixel, of `unit` times its side, in which it lies."""
+    return np.stack(np.meshgrid(np.arange(size[0]) // unit, np.arange(size[1]) // unit, indexing="ij"), -1)
+
+
+@settings(deadline=None, max_examples=300)
+@given(size=st.tuples(st.integers(1, 130), st.integers(1, 130)), orientation=st.integers(1, 8), data=st.data())
+def test_a_reduced_read_is_of_the_planned_box(size: Size, orientation: int, data: st.DataObject) -> None:
+    """Nothing is rounded silently: pixel (i, j) of the planned box lies in pixel (i / r, j / r) of what is read.
+
+    And a smaller reduction than the box's size allows is chosen only where that takes it.
+    """
+    shown = geometry.upright_size(size, orientation)
+    plan = data.draw(large_plans(shown))._replace(window=None)
+    read = geometry.read_for(plan, size, orientation, scaled=True, tiled=data.draw(st.booleans()))
+    r = read.reduction
+    x, y, width, height = plan.box
+    wanted = upright(places(size, r), orientation)[y : y + height, x : x + width]
+    wanted = wanted[:, ::-1] if plan.mirror else wanted
+    x, y, width, height = read.box
+    got = upright(places((-(-size[0] // r), -(-size[1] // r)))[y : y + height, x : x + width], read.turn)
+    assert got.shape[:2] == read.source == (-(-plan.box.height // r), -(-plan.box.width // r))
+    np.testing.assert_array_equal(got.repeat(r, 0).repeat(r, 1)[: plan.box.height, : plan.box.width], wanted)
+    if r > 1:
+        assert read.scales == (plan.size[0] * r / plan.box.height, plan.size[1] * r / plan.box.width)
+    stored = geometry.stored_box(plan.box, orientation, shown)
+    most = geometry.reduction_for((plan.box.height, plan.box.width), plan.size)
+    assert max(step for step in (1, 2, 4, 8) if step <= most and all(edge % step == 0 for edge in stored)) <= r <= most
+
+
+@given(box=sizes.map(lambda size: (40 * size[0], 40 * size[1])), target=st.tuples(*[st.integers(1, 300)] * 2))
+def test_a_reduction_leaves_more_pixels_than_come_out(box: Size, target: Size) -> None:
+    """At least as many on both sides at a half, and an eighth more at a quarter or an eighth of the size."""
+    reduction = geometry.reduction_for(box, target)
+    spare = {1: 0, 2: 1, 4: 9 / 8, 8: 9 / 8}
+    assert all(length / reduction >= spare[reduction] * wanted for length, wanted in zip(box, target, strict=True))
+    if reduction < 8:
+        more = 2 * reduction
+        assert any(length / more < spare[more] * wanted for length, wanted in zip(box, target, strict=True))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    size=st.tuples(st.integers(1, 600), st.integers(1, 600)), target=st.tuples(*[st.integers(1, 60)] * 2),
+    orientation=st.integers(1, 8), mirror=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_boxes_on_the_grid_are_read_reduced(
+    size: Size, target: Size, orientation: int, mirror: bool, data: st.DataObject
+) -> None:
+    """`on_grid` takes less than a step off each edge, and a box that is on the grid is read exactly.
+
+    Counted from the right or from below the grid is the file's only if its sides are whole steps: else less reduction.
+    """
+    box = data.draw(boxes_in(size))
+    snapped = geometry.on_grid(box, target)
+    step = geometry.reduction_for((box.height, box.width), target)
+    assert all(old - new == old % step for old, new in zip(box, snapped, strict=True))
+    assert snapped.inside(size)
+    for whole in (size, (size[0] + -size[0] % 8, size[1] + -size[1] % 8)):
+        plan = Plan(snapped, target, None, mirror)
+        stored_size = geometry.upright_size(whole, orientation)
+        stored = geometry.stored_box(snapped, orientation, whole)
+        read = geometry.read_for(plan, stored_size, orientation, scaled=True, tiled=True)
+        r = read.reduction
+        if whole != size or orientation == 1 or step == 1:
+            assert r == min(step, geometry.reduction_for((snapped.height, snapped.width), target))
+        assert tuple(r * edge for edge in read.box) == stored or any(edge % step for edge in stored)
+        assert geometry.read_for(plan, stored_size, orientation, scaled=False, tiled=True).reduction == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "orientation", "mirror", "reduction"),
+    [
+        ((800, 800), Box(8, 16, 720, 720), 1, False, 8),
+        ((800, 800), Box(8, 12, 720, 720), 1, False, 4),
+        ((800, 800), Box(8, 14, 720, 720), 1, False, 2),
+        ((800, 800), Box(8, 15, 720, 720), 1, False, 1),
+        ((800, 800), Box(8, 16, 727, 721), 1, False, 8),
+        ((800, 800), Box(8, 16, 727, 721), 1, True, 1),
+        ((800, 800), Box(8, 16, 724, 721), 1, True, 4),
+        ((800, 804), Box(8, 16, 720, 720), 2, False, 4),
+        ((800, 804), Box(8, 16, 720, 720), 4, False, 8),
+        ((803, 800), Box(8, 16, 720, 720), 3, True, 1),
+        ((800, 806), Box(8, 16, 720, 720), 6, False, 2),
+        ((800, 806), Box(8, 16, 720, 720), 8, False, 8),
+    ],
+)
+def test_what_is_off_the_grid_is_reduced_less(
+    size: Size, box: Box, orientation: int, mirror: bool, reduction: int
+) -> None:
+    """A box that begins within a pixel of the reduced image, in the direction in which it is shown, takes a larger one.
+
+    Where it ends within one, nothing is lost. size: (height, width) of the upright picture, resized to 80 x 80.
+    """
+    stored_size = geometry.upright_size(size, orientation)
+    plan = Plan(box, (80, 80), None, mirror)
+    assert geometry.read_for(plan, stored_size, orientation, scaled=True, tiled=True).reduction == reduction
+
+
+def sampled(image: Numbers, size: Size, scales: geometry.Scales) -> Numbers:
+    """Values at the centres of a resize's pixels, interpolated: what it shows of a slope, away from filters' edges."""
+    for axis, (new, scale) in enumerate(zip(size, scales, strict=True)):
+        step = 1 / scale if scale is not None else image.shape[axis] / new
+        where = np.clip((np.arange(new) + 0.5) * step - 0.5, 0, image.shape[axis] - 1)
+        below = np.floor(where).astype(int)
+        above = np.minimum(below + 1, image.shape[axis] - 1)
+        share = np.expand_dims(where - below, (1, 2) if axis == 0 else (0, 2))
+        image = image.take(below, axis) * (1 - share) + image.take(above, axis) * share
+    return image
+
+
+@settings(deadline=None, max_examples=300)
+@given(size=st.tuples(st.integers(8, 130), st.integers(8, 130)), orientation=st.integers(1, 8), data=st.data())
+def test_a_reduced_picture_lies_where_the_full_one_does(size: Size, orientation: int, data: st.DataObject) -> None:
+    """A slope of grey comes out with the same values: nothing is shifted, stretched or turned, in windows neither."""
+    plan = data.draw(large_plans(geometry.upright_size(size, orientation)))
+    garbage = np.random.default_rng(0).normal(0, 1e6, (130, 130, 2))
+    pictures = []
+    for scaled in (False, True):
+        read = geometry.read_for(plan, size, orientation, scaled=scaled, tiled=data.draw(st.booleans()))
+        r = read.reduction
+        slopes = places((-(-size[0] // r), -(-size[1] // r))) * float(r) + (r - 1) / 2
+        pictures.append(read_carried_out(read, slopes, garbage, sampled))
+    np.testing.assert_allclose(pictures[1], pictures[0], rtol=0, atol=1e-6)

@@ -13,8 +13,11 @@ import pytest
 from PIL import Image
 
 import fastload
+from fastload import record
 from fastload.errors import StoreFormatError
 from fastload.info import info
+from fastload.store import ColumnSpec
+from fastload.store_writer import StoreWriter
 
 
 def save(path: Path, pixels: Any) -> None:
@@ -96,6 +99,58 @@ def test_a_list_with_numbers_and_several_labels(class_folders: Path, tmp_path: P
     fastload.pack(tmp_path / "list.txt", tmp_path / "db.lmdb", root=class_folders / "bee")
     facts = info(tmp_path / "db.lmdb")
     assert (facts["classes"], facts["labelled"], facts["samples_per_class"]) == (3, 3, [1, 1, 3])
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, make_picture: Callable[..., Any]) -> Path:
+    """A folder of three JPEGs that are large enough for tiles, two that are not, and a PNG."""
+    for number, side in enumerate((120, 121, 122, 40, 41)):
+        save(tmp_path / "mixed" / f"{number}.jpg", make_picture(side, 130, seed=number))
+    save(tmp_path / "mixed" / "5.png", make_picture(120, 130))
+    return tmp_path / "mixed"
+
+
+def test_what_became_of_the_images_is_counted(mixed: Path, tmp_path: Path) -> None:
+    """The re-cut ones, and for each reason those that are not."""
+    no_jpeg = "no JPEG that libjpeg-turbo decodes to RGB"
+    fastload.pack(mixed, tmp_path / "tiled.lmdb")
+    assert info(tmp_path / "tiled.lmdb")["tiles"] == {no_jpeg: 1, "re-cut": 3, "smaller than a few tiles": 2}
+    fastload.pack(mixed, tmp_path / "plain.lmdb", tiles=False)
+    assert info(tmp_path / "plain.lmdb")["tiles"] == {no_jpeg: 1, "--no-tiles": 5}
+    fastload.pack(mixed, tmp_path / "raw.lmdb", encode="raw")
+    assert info(tmp_path / "raw.lmdb")["tiles"] == {no_jpeg: 6}
+
+
+def by_hand(path: Path, outcomes: list[int] | None, **about: Any) -> Path:
+    """A store of three images with any column `tiles`, or none."""
+    columns = {
+        name: ColumnSpec.of(dtype) for name, dtype in {"label": "<i8", "bytes": "<u8", "checksum": "<u8"}.items()
+    }
+    columns["size"] = ColumnSpec.of("<u4", (2,))
+    if outcomes is not None:
+        columns["tiles"] = ColumnSpec.of("|u1")
+    fields = [{"name": "image", "kind": "image", "in": "record"}, {"name": "name", "kind": "text", "in": "record"}]
+    with StoreWriter(path, columns, "by hand") as writer:
+        for i in range(3):
+            row = {"label": 0, "size": (20, 30), "bytes": 5, "checksum": record.checksum(b"image")}
+            row |= {} if outcomes is None else {"tiles": outcomes[i]}
+            sample = [record.Field(record.JPEG, b"image", 1, 3, 0, 30, 20), record.Field(record.TEXT, b"name")]
+            writer.add(sample, row)
+            writer.advance()
+        writer.finish({"fields": fields, "classes": ["a"], "source": "flat", "options": {}, "created": "now"} | about)
+    return path
+
+
+def test_a_store_of_before_has_no_counts_of_tiles(tmp_path: Path) -> None:
+    """It has no such column, and nothing is made up."""
+    assert info(by_hand(tmp_path / "old.lmdb", None))["tiles"] == {}
+
+
+def test_outcomes_are_told_in_the_words_of_the_store(tmp_path: Path) -> None:
+    """Not in ours: another version may have others; what the store has no words for is a number."""
+    store = by_hand(tmp_path / "newer.lmdb", [1, 9, 1], tiles=["zero", "one"])
+    assert info(store)["tiles"] == {"one": 2, "outcome 9": 1}
+    assert info(by_hand(tmp_path / "wordless.lmdb", [1, 1, 1]))["tiles"] == {"outcome 1": 3}
 
 
 def test_the_facts_are_json(store_path: Path, raw_store_path: Path) -> None:

@@ -39,9 +39,18 @@ def pillow(data: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def decoded(data: bytes | memoryview, shape: tuple[int, int]) -> Pixels:
-    out = np.empty((*shape, 3), np.uint8)
-    jpeg.decode(data, out)
+def draft(data: bytes, reduction: int) -> Pixels:
+    """What Pillow gives at 1 / reduction of the size, of pictures whose sides are at least so long."""
+    with Image.open(io.BytesIO(data)) as image:
+        size = -(-image.width // reduction), -(-image.height // reduction)
+        image.draft(None, (image.width // reduction, image.height // reduction))
+        assert image.size == size
+        return np.asarray(image.convert("RGB"))
+
+
+def decoded(data: bytes | memoryview, shape: tuple[int, int], reduction: int = 1) -> Pixels:
+    out = np.full((*shape, 3), 123, np.uint8)
+    jpeg.decode(data, out, reduction)
     return out
 
 
@@ -121,6 +130,54 @@ def test_decode_refuses_what_is_no_jpeg(data: bytes) -> None:
     with pytest.raises(DecodeError) as caught:
         decoded(data, (61, 83))
     assert isinstance(caught.value.__cause__, (ValueError, OSError))
+
+
+# --- reduced sizes
+
+REDUCTIONS = (2, 4, 8)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("one ")])
+def test_reduced_decoding_gives_pillows_draft(name: str, reduction: int) -> None:
+    """At a half, a quarter and an eighth of the size too pixels are libjpeg's, sides rounded up."""
+    expected = draft(FILES[name], reduction)
+    assert np.array_equal(decoded(FILES[name], expected.shape[:2], reduction), expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(8, 80),
+    width=st.integers(8, 80),
+    sampling=st.integers(0, 2),
+    reduction=st.sampled_from(REDUCTIONS),
+)
+def test_reduced_decoding_gives_pillows_draft_at_any_size(
+    height: int, width: int, sampling: int, reduction: int
+) -> None:
+    """A side that can't be divided ends with a pixel of what is left."""
+    data = saved(photo(height, width), subsampling=sampling)
+    shape = -(-height // reduction), -(-width // reduction)
+    assert np.array_equal(decoded(data, shape, reduction), draft(data, reduction))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (3, 5)])
+def test_reduced_decoding_leaves_at_least_a_pixel(height: int, width: int, reduction: int) -> None:
+    """Of a picture narrower than a reduced pixel one is left, of about its mean colour."""
+    colours = np.full((height, width, 3), (200, 30, 90), np.uint8)
+    data = saved(Image.fromarray(colours), quality=100, subsampling=0)
+    got = decoded(data, (-(-height // reduction), -(-width // reduction)), reduction)
+    assert np.abs(got.astype(int) - (200, 30, 90)).max() <= 2
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("more", [(1, 0), (0, 1), (-1, 0), (0, -1), (1, -1)])
+def test_reduced_decoding_refuses_a_picture_of_another_size(reduction: int, more: tuple[int, int]) -> None:
+    """A pixel more or less on a side is an error here too."""
+    shape = -(-61 // reduction) + more[0], -(-83 // reduction) + more[1]
+    with pytest.raises(DecodeError, match="JPEG: "):
+        decoded(FILES["4:2:0"], shape, reduction)
 
 
 # --- header
@@ -274,9 +331,10 @@ files, folder = np.load(sys.argv[1]), sys.argv[2]
 for name in files.files:
     data = files[name].tobytes()
     header = jpeg.header(data)
-    out = np.empty((header.height, header.width, 3), np.uint8)
-    jpeg.decode(memoryview(data), out)
-    np.save(f"{folder}/{name}.npy", out)
+    for reduction in (1, 2, 4, 8):
+        out = np.empty((-(-header.height // reduction), -(-header.width // reduction), 3), np.uint8)
+        jpeg.decode(memoryview(data), out, reduction)
+        np.save(f"{folder}/{name}.{reduction}.npy", out)
 print(type(jpeg.backend()).__name__)
 """
 
@@ -303,7 +361,7 @@ def test_simplejpeg_is_the_default_backend() -> None:
 
 
 def test_turbojpeg_gives_the_same_pixels(tmp_path: Path) -> None:
-    """PyTurboJPEG, where it and its library load, decodes all files to Pillow's pixels."""
+    """PyTurboJPEG, where it and its library load, decodes all files to Pillow's pixels, at every size."""
     result = pixels_by_backend(tmp_path, "turbojpeg")
     if "ImportError" in result.stderr and os.environ.get("FASTLOAD_REQUIRE_TURBOJPEG") != "1":
         reason = result.stderr[result.stderr.rindex("ImportError") :].splitlines()[0]
@@ -311,7 +369,10 @@ def test_turbojpeg_gives_the_same_pixels(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["_TurboJpeg"]
     for number, (name, data) in enumerate(FILES.items()):
-        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), pillow(data)), name
+        assert np.array_equal(np.load(tmp_path / f"{number}.1.npy"), pillow(data)), name
+        for reduction in REDUCTIONS:
+            got = np.load(tmp_path / f"{number}.{reduction}.npy")
+            assert np.array_equal(got, decoded(data, got.shape[:2], reduction)), (name, reduction)
 
 
 def test_missing_turbojpeg_names_the_command_that_installs_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -14,7 +15,7 @@ import fastload
 
 LAYERS = (
     "errors geometry order record",
-    "batch buffers jpeg tiles store store_writer sources workers transforms cache failures",
+    "batch buffers jpeg tiles huffman recut store store_writer sources workers transforms cache failures",
     "decode",
     "pack",
     "dataset",
@@ -93,6 +94,37 @@ def test_one_module_each_knows_lmdb_and_the_jpeg_library() -> None:
     assert importers_of("lmdb") == {"store", "store_writer"}
     assert importers_of("simplejpeg") == {"jpeg"}
     assert importers_of("turbojpeg") <= {"jpeg"}
+
+
+def test_only_packing_can_reach_the_compiler() -> None:
+    """huffman.py alone imports numba, recut.py alone imports that, and pack.py imports recut.py where it re-cuts."""
+    assert importers_of("numba") == {"huffman"}
+    importers = {module: own_imports(module) for module in [*MODULES, "__init__"]}
+    assert {module for module, names in importers.items() if "huffman" in names} == {"recut"}
+    assert {module for module, names in importers.items() if "recut" in names} == {"pack"}
+    tree = ast.parse((PACKAGE / "pack.py").read_text(encoding="utf-8"))
+    at_load = [
+        str(n)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for n in (node.module, *(a.name for a in node.names))
+    ]
+    assert "recut" not in at_load
+
+
+READING = """
+import sys, fastload
+dataset = fastload.ImageDataset(sys.argv[1], fastload.transforms.RandomResizedCrop(16))
+images, _ = next(iter(fastload.DataLoader(dataset, batch_size=12)))
+assert images.any() and not dataset.failures
+print(sorted({"numba", "llvmlite", "fastload.huffman", "fastload.recut"} & set(sys.modules)))
+"""
+
+
+def test_importing_and_reading_load_no_compiler(store_path: Path) -> None:
+    """A training run reads re-cut JPEGs without numba, which takes memory, and a second to import, in each process."""
+    result = subprocess.run([sys.executable, "-c", READING, store_path], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
 
 def test_doctor_is_light_where_the_packer_imports_it() -> None:

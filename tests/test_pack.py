@@ -1,7 +1,8 @@
-"""Packing real files of every format and condition: pixels, bytes, options, quarantine, interruption, reports."""
+"""Packing real files of every format and condition: pixels, bytes, tiles, options, quarantine, interruption."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -27,8 +28,9 @@ import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 import fastload
-from fastload import ImageDataset, PackReport, Store, geometry, pack, record
+from fastload import ImageDataset, PackReport, Store, decode, geometry, pack, record, recut, tiles
 from fastload.errors import PackError, SourceError
+from fastload.recut import Recut
 
 Pixels = npt.NDArray[np.uint8]
 Picture = Callable[..., Pixels]
@@ -97,6 +99,12 @@ def read(store: Store, index: int = 0) -> Pixels:
 
 def reasons(store: Store) -> dict[str, str]:
     return {entry["name"]: entry["reason"] for entry in store.quarantine()}
+
+
+def outcomes(store: Store) -> dict[str, str]:
+    """What became of each image, in words, by its name."""
+    texts = store.manifest["tiles"]
+    return {store.name(i): texts[outcome] for i, outcome in enumerate(np.asarray(store.columns["tiles"]).tolist())}
 
 
 def contents(store: Store) -> dict[str, Any]:
@@ -258,9 +266,9 @@ CLOSE: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, bytes]]:
-    """One flat store of every format."""
+    """One flat store of every format, bytes kept."""
     files = {name: make() for name, make in {**LOSSLESS, **CLOSE}.items()}
-    return packed(tmp_path_factory.mktemp("gallery"), files), files
+    return packed(tmp_path_factory.mktemp("gallery"), files, tiles=False), files
 
 
 @pytest.mark.parametrize("name", [*LOSSLESS, *CLOSE])
@@ -277,7 +285,7 @@ def test_every_format_shows_pillows_pixels(gallery: tuple[Store, dict[str, bytes
 
 @pytest.mark.parametrize("name", [*LOSSLESS, *CLOSE])
 def test_the_bytes_of_a_file_are_kept(gallery: tuple[Store, dict[str, bytes]], name: str) -> None:
-    """Byte for byte, with their length and checksum in the columns; nothing says that we encoded them."""
+    """Without tiles: byte for byte, with their length and checksum in the columns, and no word of us encoding them."""
     store, files = gallery
     assert name not in reasons(store)
     index = [store[i].name for i in range(len(store))].index(name)
@@ -329,6 +337,278 @@ def test_an_image_whose_exif_is_garbage_is_shown_as_it_lies(tmp_path: Path, form
     np.testing.assert_array_equal(read(store), shown(data, upright=False))
 
 
+# ---- tiles
+
+
+LARGE = picture(130, 163)
+LARGE_GREY = Image.fromarray(LARGE).convert("L")
+
+
+def large_of_several() -> bytes:
+    first, second = (Image.fromarray(picture(130, 163, seed)) for seed in range(2))
+    return saved(first, "MPO", save_all=True, append_images=[second], quality=92)
+
+
+TILED: dict[str, Callable[[], bytes]] = {
+    **{f"{sampling}.jpg": lambda sampling=sampling: subsampled(sampling, 130, 163)
+       for sampling in ("444", "422", "420", "440", "411")},
+    "grey.jpg": lambda: jpeg(LARGE_GREY),
+    "progressive.jpg": lambda: jpeg(LARGE, progressive=True),
+    "progressive_grey.jpg": lambda: jpeg(LARGE_GREY, progressive=True),
+    "optimised.jpg": lambda: jpeg(LARGE, optimize=True, quality=30),
+    "restarts.jpg": lambda: jpeg(LARGE, restart_marker_blocks=7),
+    "rgb.jpg": lambda: jpeg(LARGE, keep_rgb=True),
+    "named.png": lambda: jpeg(LARGE),
+    **{f"exif{i}.jpg": lambda i=i: jpeg(LARGE, i) for i in range(1, 9)},
+    "profile_and_comment.jpg": lambda: jpeg(LARGE, 6, comment=b"hello", icc_profile=bytes(range(250))),
+    "of_several.jpg": large_of_several,
+    "trailing.jpg": lambda: jpeg(LARGE) + b"trailing bytes",
+    "large.jpg": lambda: jpeg(picture(700, 900), subsampling=2),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, bytes]]:
+    """One flat store of JPEGs that are large enough for tiles."""
+    files = {name: make() for name, make in TILED.items()}
+    return packed(tmp_path_factory.mktemp("tiled"), files), files
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_jpegs_are_recut_and_show_the_same_pixels(tiled: tuple[Store, dict[str, bytes]], name: str) -> None:
+    """To us, to Pillow, and crop by crop; length and checksum in the columns are those of what is stored."""
+    store, files = tiled
+    assert outcomes(store)[name] == "re-cut"
+    index = [store.name(i) for i in range(len(store))].index(name)
+    field = store[index]["image"]
+    assert (field.codec, field.flags) == (record.JPEG, 0)
+    assert field.tiles
+    np.testing.assert_array_equal(read(store, index), shown(files[name]))
+    np.testing.assert_array_equal(shown(bytes(field.payload)), shown(files[name]))
+    assert decode.tiles_show(field, shown(files[name], upright=False))
+    assert store.columns["bytes"][index] == len(field.payload)
+    assert store.columns["checksum"][index] == record.checksum(field.payload)
+
+
+def metadata(data: bytes | memoryview) -> dict[str, Any]:
+    with Image.open(io.BytesIO(data)) as image:
+        return {"exif": dict(image.getexif()), **{name: image.info.get(name) for name in ("icc_profile", "comment")}}
+
+
+def test_recut_jpegs_keep_their_metadata(tiled: tuple[Store, dict[str, bytes]]) -> None:
+    """EXIF, profile and comment are those of the file; what follows a picture in its file is dropped."""
+    store, files = tiled
+    names = {store.name(i): i for i in range(len(store))}
+    for name in ("profile_and_comment.jpg", "exif6.jpg", "444.jpg"):
+        assert metadata(store[names[name]]["image"].payload) == metadata(files[name])
+    for name, dropped in {"trailing.jpg": b"trailing bytes", "of_several.jpg": b"MPF\0"}.items():
+        assert dropped in files[name]
+        assert dropped not in bytes(store[names[name]]["image"].payload)
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_strip_drops_everything_but_the_orientation(tmp_path: Path, exif: Any) -> None:
+    """The picture is the same; an orientation that is ignored is no part of it. An image without tiles keeps all."""
+    tags = {"exif": exif_with_a_name(6), "comment": b"hello", "icc_profile": bytes(500)}
+    files = {"large.jpg": jpeg(LARGE, **tags), "small.jpg": jpeg(RGB, **tags)}
+    store = packed(tmp_path, files, strip=True, exif=exif)
+    payload = store[0]["image"].payload
+    kept = {ORIENTATION: 6} if exif == "apply" else {}
+    assert metadata(payload) == {"exif": kept, "icc_profile": None, "comment": None}
+    np.testing.assert_array_equal(read(store, 0), shown(files["large.jpg"], upright=exif == "apply"))
+    np.testing.assert_array_equal(shown(bytes(payload)), shown(files["large.jpg"], upright=exif == "apply"))
+    pack(tmp_path / "images", tmp_path / "unstripped.lmdb", exif=exif)
+    assert len(payload) < len(Store(tmp_path / "unstripped.lmdb")[0]["image"].payload) - 500
+    assert store[1]["image"].payload == files["small.jpg"]
+
+
+def exif_with_a_name(orientation: int) -> Image.Exif:
+    tags = exif(orientation)
+    tags[0x010F] = "a camera's maker"
+    return tags
+
+
+def arithmetic() -> bytes:
+    """A grey 96 x 128 JPEG with arithmetic coding, as jpegtran makes them; Pillow and simplejpeg write none."""
+    return base64.b85decode(
+        "|JeWF01!$>Nk#wx0RR9200961|JwjV02>k%7Zed27Zw*D92+1gLMtdGB`8rkJupIGRb^yfRb5+Zc$tA}agcLcU4^xVke;Kft*d8%yve$z$C;"
+        "?Br2okP3kU#U0Du7j5di<p00saM5C#9*00;pA002J#{{UtG0KHG>w#cyCTC%QY!HrIo6!zXT$~S~VZA>Myx&z9sdP`7Mht7k-N>4X{NrHY{)"
+        "i358_~~xaEthanF{|ohhg_s+H06^ZrElQ-&^VBxUAXyNY0;{52H|>cs}O!}lk@I+1QhA!u+x!qFQP`q<Rwu5*#"
+    )
+
+
+def with_a_segment_for_arithmetic_coding() -> bytes:
+    data = jpeg(LARGE)
+    place = data.index(b"\xff\xda")
+    return data[:place] + b"\xff\xcc\x00\x04\x00\x10" + data[place:]
+
+
+UNTOUCHED: dict[str, tuple[Callable[[], bytes], int]] = {
+    "png.png": (lambda: saved(LARGE, "PNG"), tiles.NO_JPEG),
+    "cmyk.jpg": (lambda: jpeg(Image.fromarray(LARGE).convert("CMYK")), tiles.NO_JPEG),
+    "remark.jpg": (lambda: jpeg(LARGE)[:20] + b"\0\0\0" + jpeg(LARGE)[20:], tiles.NO_JPEG),
+    "small.jpg": (lambda: jpeg(picture(95, 96)), tiles.SMALL),
+    "dot.jpg": (lambda: jpeg(RGB[:1, :1]), tiles.SMALL),
+    "arithmetic.jpg": (arithmetic, tiles.CODING),
+    "unexpected.jpg": (with_a_segment_for_arithmetic_coding, tiles.SEGMENTS),
+}
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, bytes]]:
+    """One flat store of what can't be re-cut, and one file that can."""
+    files = {name: make() for name, (make, _) in UNTOUCHED.items()} | {"tiled.jpg": jpeg(picture(96, 96))}
+    return packed(tmp_path_factory.mktemp("untouched"), files), files
+
+
+@pytest.mark.parametrize("name", UNTOUCHED)
+def test_what_can_not_be_recut_is_packed_untouched(untouched: tuple[Store, dict[str, bytes]], name: str) -> None:
+    """Byte for byte, without an index; the column tells the reason."""
+    store, files = untouched
+    index = [store.name(i) for i in range(len(store))].index(name)
+    assert store.columns["tiles"][index] == UNTOUCHED[name][1]
+    assert (store[index]["image"].payload, store[index]["image"].tiles) == (files[name], b"")
+    difference = np.abs(read(store, index).astype(int) - shown(files[name]))
+    assert difference.max() <= (2 if name == "cmyk.jpg" else 0)
+    assert outcomes(store)["tiled.jpg"] == "re-cut"
+
+
+def test_no_tiles_keeps_the_bytes_of_jpegs(tmp_path: Path) -> None:
+    """The outcome of each JPEG says that it was asked for."""
+    files = {"a.jpg": jpeg(LARGE, 6, progressive=True), "b.png": saved(LARGE, "PNG"), "c.jpg": jpeg(RGB)}
+    store = packed(tmp_path, files, tiles=False)
+    assert [store[i]["image"].payload for i in range(3)] == list(files.values())
+    assert np.asarray(store.columns["tiles"]).tolist() == [tiles.OFF, tiles.NO_JPEG, tiles.OFF]
+
+
+def test_raw_images_have_no_tiles(tmp_path: Path) -> None:
+    """In a column, the default options included."""
+    store = packed(tmp_path, {"a.jpg": jpeg(LARGE), "b.jpg": jpeg(LARGE)}, encode="raw")
+    assert np.asarray(store.columns["tiles"]).tolist() == [tiles.NO_JPEG] * 2
+
+
+@pytest.mark.parametrize("options", [{"short_side": 120}, {"quality": 60}, {"encode": "jpeg"}, {"max_side": 130}])
+def test_images_that_are_encoded_anew_have_tiles_too(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Whatever they were; the pixels are those that they have without tiles."""
+    files = {"a.jpg": jpeg(picture(200, 300), 6), "b.png": saved(picture(200, 300), "PNG")}
+    files["c.jpg"] = jpeg(Image.fromarray(LARGE).convert("CMYK"))
+    store = packed(tmp_path, files, **options)
+    pack(tmp_path / "images", tmp_path / "plain.lmdb", tiles=False, **options)
+    plain = Store(tmp_path / "plain.lmdb")
+    again = [plain[i]["image"].payload != data for i, data in enumerate(files.values())]
+    assert again == {"encode": [False, True, True]}.get(next(iter(options)), [True] * 3)
+    for index in range(3):
+        assert outcomes(store)[store.name(index)] == "re-cut"
+        assert store[index]["image"].flags == (record.REENCODED if again[index] else 0)
+        np.testing.assert_array_equal(read(store, index), read(plain, index))
+
+
+def with_other_lead_ins(index: bytes, nbytes: int, size: tuple[int, int]) -> bytes:
+    """A tile index in which two lead-ins of one length have changed places."""
+    _, mcu_width, mcu_height, _, step, _, _, scan = struct.unpack_from("<BBBBHHII", index)
+    rows, in_row = -(-size[0] // mcu_height), -(-size[1] // (mcu_width * step))
+    _, heads, start = tiles._layout(index, nbytes, scan, rows, in_row)
+    ends = start + np.cumsum(heads & 31, dtype=np.int64)
+    places: dict[int, slice] = {}
+    for head, end in zip(heads.tolist(), ends.tolist(), strict=True):
+        here = slice(end - (head & 31), end)
+        there = places.setdefault(head, here)
+        if index[there] != index[here]:
+            changed = bytearray(index)
+            changed[there], changed[here] = index[here], index[there]
+            return bytes(changed)
+    raise AssertionError("no two lead-ins are of one length")
+
+
+def another_picture(cut: Recut, right: Callable[..., Recut]) -> Recut:
+    return right(jpeg(picture(200, 300, seed=1)))
+
+
+def one_coefficient_off(cut: Recut, right: Callable[..., Recut]) -> Recut:
+    pixels = picture(200, 300)
+    pixels[100, 150] += 60
+    return right(jpeg(pixels))
+
+
+def swapped_lead_ins(cut: Recut, right: Callable[..., Recut]) -> Recut:
+    return cut._replace(tiles=with_other_lead_ins(cut.tiles, len(cut.data), (200, 300)))
+
+
+def wrong_header(cut: Recut, right: Callable[..., Recut]) -> Recut:
+    return cut._replace(data=cut.data[:-2])
+
+
+def index_of_another_picture(cut: Recut, right: Callable[..., Recut]) -> Recut:
+    return cut._replace(tiles=right(jpeg(picture(200, 300, seed=1))).tiles)
+
+
+@pytest.mark.parametrize(
+    "wrong", [another_picture, one_coefficient_off, swapped_lead_ins, wrong_header, index_of_another_picture]
+)
+def test_a_recut_that_would_show_other_pixels_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Recut, Callable[..., Recut]], Recut]
+) -> None:
+    """Whole or in a tile: the file's own bytes are stored, and the column says why."""
+    right, data = recut.recut, jpeg(picture(200, 300))
+    monkeypatch.setattr(recut, "recut", lambda data, **options: wrong(right(data, **options), right))
+    store = packed(tmp_path, {"a.jpg": data})
+    assert outcomes(store) == {"a.jpg": "its pixels would differ"}
+    assert (store[0]["image"].payload, store[0]["image"].tiles) == (data, b"")
+    np.testing.assert_array_equal(read(store), shown(data))
+
+
+def test_an_image_with_one_column_of_tiles_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are no columns to compare one by one: the whole image has to be the same."""
+    right, other = recut.recut, jpeg(picture(300, 60, seed=1))
+    monkeypatch.setattr(recut, "recut", lambda data, **options: right(other))
+    store = packed(tmp_path, {"a.jpg": jpeg(picture(300, 60))})
+    assert outcomes(store) == {"a.jpg": "its pixels would differ"}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders in which every third image has tiles, among small ones, PNGs and damaged files."""
+    files = {}
+    for i in range(24):
+        size = (100 + 8 * i, 140) if i % 3 == 0 else (40, 50)
+        data = saved(picture(*size, seed=i), "PNG") if i % 3 == 1 else jpeg(picture(*size, seed=i), progressive=i % 2)
+        files[f"c{i % 2}/{i:02}"] = data[:300] if i in (5, 12) else data
+    return folder_of(tmp_path_factory.mktemp("mixed") / "images", files)
+
+
+def test_a_resumed_pack_tells_the_same_outcomes(tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted at five places one after the other: each image is with its own outcome, and nothing else differs."""
+    from fastload import store_writer
+
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    pack(mixed, tmp_path / "whole.lmdb")
+    monkeypatch.setattr(store_writer, "_STEP_BYTES", 1)
+    starts: list[int] = []
+    for item in (3, 8, 9, 15, 22):
+        first: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            pack(
+                mixed, tmp_path / "db.lmdb", progress=lambda n, _, f=first, i=item: f.append(n) or interrupting(i)(n, 0)
+            )
+        starts.append(first[0])
+    assert starts == sorted(starts)
+    assert starts[-1] > 1
+    pack(mixed, tmp_path / "db.lmdb")
+    whole = Store(tmp_path / "whole.lmdb")
+    assert contents(Store(tmp_path / "db.lmdb")) == contents(whole)
+    small, recut, none = (tiles.OUTCOMES[i] for i in (tiles.SMALL, tiles.RECUT, tiles.NO_JPEG))
+    expected = {f"c{i % 2}/{i:02}": (recut, none, small)[i % 3] for i in range(24) if i not in (5, 12)}
+    assert outcomes(whole) == expected
+
+
+def test_stores_with_tiles_are_reproducible(tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any number of workers one and the same file, byte for byte."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for workers in (1, 2, 7):
+        pack(mixed, tmp_path / f"{workers}.lmdb", workers=workers)
+    assert len({(tmp_path / f"{workers}.lmdb").read_bytes() for workers in (1, 2, 7)}) == 1
+
+
 # ---- options
 
 
@@ -357,7 +637,7 @@ def test_large_images_are_shrunk_and_small_ones_are_kept(
     originals = [(60, 100), (70, 70), (30, 20), (90, 60)]
     files = {f"{i}.jpg": jpeg(picture(*size, seed=i), quality=95) for i, size in enumerate(originals)}
     files["3.jpg"] = jpeg(np.rot90(picture(90, 60, seed=3)), 6, quality=95)
-    store = packed(tmp_path, files, **options)
+    store = packed(tmp_path, files, tiles=False, **options)
     assert [tuple(size) for size in np.asarray(store.columns["size"]).tolist()] == sizes
     for index, (data, size) in enumerate(zip(files.values(), sizes, strict=True)):
         field = store[index]["image"]
@@ -383,7 +663,7 @@ def test_a_quality_encodes_everything(tmp_path: Path) -> None:
     files = {"a.jpg": jpeg(picture(60, 80), 3, quality=100), "b.png": saved(picture(60, 80), "PNG")}
     sizes = []
     for quality in (95, 40):
-        store = packed(tmp_path, files, quality=quality, overwrite=True)
+        store = packed(tmp_path, files, quality=quality, tiles=False, overwrite=True)
         for index, data in enumerate(files.values()):
             field = store[index]["image"]
             assert (field.codec, field.orientation, field.flags) == (record.JPEG, 1, record.REENCODED)
@@ -400,7 +680,7 @@ def test_encode_jpeg_leaves_jpegs_alone(tmp_path: Path) -> None:
         "b.png": saved(picture(40, 60), "PNG"),
         "c.jpg": jpeg(Image.fromarray(picture(40, 60)).convert("CMYK")),
     }
-    store = packed(tmp_path, files, encode="jpeg")
+    store = packed(tmp_path, files, encode="jpeg", tiles=False)
     assert store[0]["image"].payload == files["a.jpg"]
     assert [store[i]["image"].codec for i in range(3)] == [record.JPEG] * 3
     assert [store[i]["image"].flags for i in range(3)] == [0, record.REENCODED, record.REENCODED]
@@ -472,6 +752,7 @@ def test_a_damaged_image_does_not_keep_raw_ones_from_being_a_column(tmp_path: Pa
         ({"encode": "webp"}, "encode is 'webp', .* encode may be keep, jpeg, raw"),
         ({"exif": "maybe"}, "exif is 'maybe'; .* exif apply or ignore"),
         ({"encode": "raw", "quality": 90}, "a quality goes with JPEG; raw images are kept exactly"),
+        ({"tiles": False, "strip": True}, "strip goes with tiles: images that are not re-cut keep all of their bytes"),
         ({"workers": 0}, "workers is 0; packing takes at least 1 thread"),
     ],
 )
@@ -487,6 +768,8 @@ def test_options_are_in_the_manifest(tmp_path: Path) -> None:
     store = packed(tmp_path, {"ant/1.jpg": jpeg(RGB)}, short_side=32, quality=80)
     options = store.manifest["options"]
     assert (options["short_side"], options["quality"], options["encode"], options["exif"]) == (32, 80, "keep", "apply")
+    assert (options["tiles"], options["strip"]) == (True, False)
+    assert store.manifest["tiles"] == list(tiles.OUTCOMES)
     assert store.manifest["source"] == "folders"
     assert store.manifest["fastload"]
     assert [field["name"] for field in store.manifest["fields"]] == ["image", "name"]
@@ -930,11 +1213,13 @@ def test_a_killed_pack_goes_on_to_the_same_store(
     [
         lambda source: {"quality": 50},
         lambda source: {"exif": "ignore"},
+        lambda source: {"tiles": False},
+        lambda source: {"strip": True},
         lambda source: folder_of(source, {"c0/00.png": saved(picture(24, 24), "PNG")}) and {},
         lambda source: os.utime(source / "c0" / "03.png", (1, 1)) or {},
         lambda source: (source / "c9").mkdir() or {},
     ],
-    ids=["quality", "exif", "new content", "new time", "new class"],
+    ids=["quality", "exif", "tiles", "strip", "new content", "new time", "new class"],
 )
 def test_another_source_or_option_starts_over(tmp_path: Path, change: Callable[[Path], dict[str, Any]]) -> None:
     """An interrupted pack is gone on with only where source and options are the same."""

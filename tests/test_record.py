@@ -34,8 +34,8 @@ codecs = st.sampled_from((record.BYTES, record.TEXT, record.JPEG, record.ENCODED
 def fields(draw: st.DrawFn) -> Field:
     codec = draw(codecs)
     orientation = draw(st.integers(1, 8)) if codec >= record.JPEG else draw(u8)
-    payload, intervals = draw(st.binary(max_size=40)), draw(st.binary(max_size=12))
-    return Field(codec, payload, orientation, draw(u8), draw(u8), draw(u32), draw(u32), intervals)
+    payload, tiles = draw(st.binary(max_size=40)), draw(st.binary(max_size=12))
+    return Field(codec, payload, orientation, draw(u8), draw(u8), draw(u32), draw(u32), tiles)
 
 
 records = st.lists(fields(), min_size=1, max_size=4)
@@ -100,11 +100,11 @@ def test_what_is_built_is_parsed(written: list[Field]) -> None:
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_any_buffer_is_parsed_without_copying(kind: type) -> None:
-    """Payloads and intervals are views of the very memory that was given, as the store's map needs."""
+    """Payloads and tiles are views of the very memory that was given, as the store's map needs."""
     data = kind(record.build([IMAGE, RAW]))
     start = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
     image, raw = record.parse(data)
-    for view, offset in ((image.intervals, 96), (image.payload, 99), (raw.payload, 99 + len(IMAGE.payload))):
+    for view, offset in ((image.tiles, 96), (image.payload, 99), (raw.payload, 99 + len(IMAGE.payload))):
         assert np.frombuffer(view, np.uint8).__array_interface__["data"][0] == start + offset
 
 
@@ -186,7 +186,7 @@ def test_a_forged_directory_reaches_nothing_outside_the_record(written: list[Fie
         parsed = record.parse(forged)
     except FastloadError:
         return
-    total = 16 + sum(40 + len(field.intervals) + len(field.payload) for field in parsed)
+    total = 16 + sum(40 + len(field.tiles) + len(field.payload) for field in parsed)
     assert total == len(forged)
 
 
@@ -195,7 +195,7 @@ def test_a_forged_directory_reaches_nothing_outside_the_record(written: list[Fie
     [
         (4, b"\0\0"),  # no fields
         (4, b"\xff\xff"),  # 65535 fields
-        (16 + 12, b"\xff\xff\xff\xff"),  # intervals of 4 GB
+        (16 + 12, b"\xff\xff\xff\xff"),  # tiles of 4 GB
         (16 + 16, b"\xff" * 8),  # a payload of 2**64 bytes
         (16, b"\x05"),  # a codec that does not exist yet
         (16 + 1, b"\0"),  # an image without orientation

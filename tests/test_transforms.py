@@ -58,6 +58,16 @@ def torchvision_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def on_grid(box: tuple[int, int, int, int], target: Size) -> tuple[int, int, int, int]:
+    """Where a box goes that is much larger than its target: its four numbers are cut to multiples of 2, 4 or 8."""
+    _, _, height, width = box
+    unit = 1
+    for reduction, least in ((2, 2.0), (4, 4.5), (8, 9.0)):
+        if height >= least * target[0] and width >= least * target[1]:
+            unit = reduction
+    return tuple(number // unit * unit for number in box)  # type: ignore[return-value]
+
+
 def torchvision_size(size: Size, wanted: int | Size, max_size: int | None) -> Size:
     """`Resize`'s output size: an int is the shorter side, the longer one is cut off to whole pixels."""
     if not isinstance(wanted, int):
@@ -101,7 +111,8 @@ def step(transform: Any, image: Pixels, resized: Resized) -> Pixels:
     """One transform's definition, on pixels, with the random numbers that it was handed."""
     if isinstance(transform, SpiedCrop):
         size = image.shape[:2]
-        top, left, h, w = torchvision_box(size, transform.scale, transform.ratio, copy.copy(transform.chance))
+        box = torchvision_box(size, transform.scale, transform.ratio, copy.copy(transform.chance))
+        top, left, h, w = on_grid(box, transform.size)
         return resized(np.ascontiguousarray(image[top : top + h, left : left + w]), transform.size)
     if isinstance(transform, Resize):
         return resized(image, torchvision_size(image.shape[:2], transform.size, transform.max_size))
@@ -168,6 +179,32 @@ def test_random_resized_crop_and_flip_are_torchvisions(
 ) -> None:
     """The training transforms, on images of any size and orientation, in one pass."""
     assert assert_like_torchvision([crop, flip], image, orientation, index) == 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    st.tuples(st.integers(1, 600), st.integers(1, 600)),
+    indices,
+)
+@example((3000, 2000), (10, 10), 0)
+@example((3000, 2000), (224, 224), 1)
+@example((500, 375), (224, 224), 2)
+def test_boxes_are_torchvisions_until_they_are_twice_as_large(size: Size, target: Size, index: int) -> None:
+    """Exactly its boxes below that. Above, each edge moves by less than a step, and so little of the box is lost."""
+    crop = SpiedCrop(target)
+    (plan,) = Compose([crop]).plans(size, SampleRandom(7, 0, index))
+    top, left, h, w = torchvision_box(size, crop.scale, crop.ratio, copy.copy(crop.chance))
+    assert (plan.size, plan.window, plan.mirror) == (target, None, False)
+    x, y, width, height = plan.box
+    if h < 2 * target[0] or w < 2 * target[1]:
+        assert plan.box == (left, top, w, h)
+    else:
+        assert (y, x, height, width) == on_grid((top, left, h, w), target)
+        assert plan.box.inside(size)
+        assert height >= 2 * target[0]
+        assert width >= 2 * target[1]
+        assert max(left - x, top - y, w - width, h - height) < 8
 
 
 @settings(deadline=None, max_examples=150)
@@ -263,7 +300,7 @@ def test_flips_come_as_often_as_asked(p: float, low: int, high: int) -> None:
 
 def test_crops_have_the_scales_and_ratios_asked_for() -> None:
     """A thousand boxes lie inside the image, fill the range of areas and ratios, and reach all of its edges."""
-    compose = Compose([RandomResizedCrop(10, scale=(0.2, 0.6), ratio=(0.5, 2.0))])
+    compose = Compose([RandomResizedCrop(250, scale=(0.2, 0.6), ratio=(0.5, 2.0))])
     boxes = [compose.plans((400, 500), SampleRandom(0, 0, index))[0].box for index in range(1000)]
     assert all(box.inside((400, 500)) for box in boxes)
     areas = np.array([box.width * box.height / (400 * 500) for box in boxes])
@@ -277,6 +314,20 @@ def test_crops_have_the_scales_and_ratios_asked_for() -> None:
     assert max(box.x + box.width for box in boxes) > 495
     assert min(box.y for box in boxes) < 5
     assert max(box.y + box.height for box in boxes) > 395
+
+
+def test_crops_on_the_grid_have_the_scales_asked_for_too() -> None:
+    """What the grid takes is a pixel in a hundred or so of each side: areas and positions stay spread out."""
+    compose = Compose([RandomResizedCrop(50, scale=(0.2, 0.6), ratio=(0.5, 2.0))])
+    boxes = [compose.plans((1600, 2000), SampleRandom(0, 0, index))[0].box for index in range(1000)]
+    areas = np.array([box.width * box.height / (1600 * 2000) for box in boxes])
+    assert 0.19 < areas.min() < 0.21
+    assert 0.58 < areas.max() <= 0.6
+    assert abs(areas.mean() - 0.4) < 0.015
+    assert {edge % 8 for box in boxes for edge in box} == {0}
+    assert min(box.x for box in boxes) == min(box.y for box in boxes) == 0
+    assert max(box.ends[0] for box in boxes) > 1590
+    assert max(box.ends[1] for box in boxes) > 1990
 
 
 @pytest.mark.parametrize(("size", "box"), [((10, 1000), (493, 0, 13, 10)), ((1000, 10), (0, 493, 10, 13))])

@@ -74,10 +74,66 @@ def out_of(path: Path, folder: Path) -> bool:
 # ---- what comes back
 
 
-def test_kept_files_come_back_byte_for_byte(class_folders: Path, store_path: Path, tmp_path: Path) -> None:
+def test_kept_files_come_back_byte_for_byte(class_folders: Path, tmp_path: Path) -> None:
     """The same names with the same bytes, no file more: class folders tell the labels by themselves."""
-    assert unpack(store_path, tmp_path / "out") == 12
+    fastload.pack(class_folders, tmp_path / "db.lmdb", tiles=False)
+    assert unpack(tmp_path / "db.lmdb", tmp_path / "out") == 12
     assert files_below(tmp_path / "out") == files_below(class_folders)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, make_picture: Callable[..., Any]) -> Path:
+    """JPEGs that are large enough for tiles, with orientations, profiles and comments, one of them progressive."""
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        tags = Image.Exif()
+        tags[0x0112], tags[0x010F] = 1 + 2 * number, "a camera's maker"
+        options = {"quality": 80, "exif": tags, "comment": b"number %d" % number, "icc_profile": bytes(500)}
+        image = Image.fromarray(make_picture(140, 180, seed=number))
+        image.save(tmp_path / "images" / f"{number}.jpg", progressive=number == 2, subsampling=number % 3, **options)
+    return tmp_path / "images"
+
+
+def test_recut_files_come_back_with_their_pixels_and_metadata(photographs: Path, tmp_path: Path) -> None:
+    """JPEGs that any program reads: other bytes, but the same picture, EXIF, profile and comment."""
+    fastload.pack(photographs, tmp_path / "db.lmdb")
+    unpack(tmp_path / "db.lmdb", tmp_path / "out")
+    before, after = files_below(photographs), files_below(tmp_path / "out")
+    assert list(before) == list(after)
+    for name, data in before.items():
+        assert after[name] != data
+        with Image.open(io.BytesIO(data)) as old, Image.open(io.BytesIO(after[name])) as new:
+            assert new.format == "JPEG"
+            assert dict(new.getexif()) == dict(old.getexif())
+            assert (new.info["icc_profile"], new.info["comment"]) == (old.info["icc_profile"], old.info["comment"])
+            assert np.array_equal(np.asarray(new), np.asarray(old))
+
+
+def test_recut_files_pack_again_to_the_same_store(photographs: Path, tmp_path: Path) -> None:
+    """Re-cutting what was re-cut changes nothing any more."""
+    fastload.pack(photographs, tmp_path / "db.lmdb")
+    unpack(tmp_path / "db.lmdb", tmp_path / "out")
+    fastload.pack(tmp_path / "out", tmp_path / "again.lmdb")
+    first, second = (fastload.Store(tmp_path / f"{name}.lmdb") for name in ("db", "again"))
+    assert second.manifest["digest"] == first.manifest["digest"]
+
+
+def test_without_tiles_photographs_come_back_byte_for_byte(photographs: Path, tmp_path: Path) -> None:
+    """`tiles=False` is there for whoever needs the very files."""
+    fastload.pack(photographs, tmp_path / "db.lmdb", tiles=False)
+    unpack(tmp_path / "db.lmdb", tmp_path / "out")
+    assert files_below(tmp_path / "out") == files_below(photographs)
+
+
+def test_stripped_files_come_back_upright(photographs: Path, tmp_path: Path) -> None:
+    """Without anything that does not change the picture; the orientation does."""
+    fastload.pack(photographs, tmp_path / "db.lmdb", strip=True)
+    unpack(tmp_path / "db.lmdb", tmp_path / "out")
+    for name, data in files_below(photographs).items():
+        with Image.open(io.BytesIO(data)) as old, Image.open(tmp_path / "out" / name) as new:
+            assert new.getexif().get(0x0112, 1) == old.getexif()[0x0112]
+            assert 0x010F not in new.getexif()
+            assert np.array_equal(np.asarray(new), np.asarray(old))
 
 
 def test_other_formats_come_back_byte_for_byte(tmp_path: Path, make_picture: Callable[..., Any]) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import picture
 from PIL import Image
 
 import fastload
 from fastload import record
 from fastload.errors import StoreFormatError
 from fastload.record import Field
+from fastload.recut import recut
 from fastload.store import ColumnSpec
 from fastload.store_writer import StoreWriter
 from fastload.verify import Damage, VerifyReport, verify
@@ -176,6 +178,42 @@ def test_only_decoding_finds_what_was_packed_damaged(tmp_path: Path, make_pictur
     assert verify(path).damaged == ()
     report = verify(path, decode_images=True)
     assert [(damage.index, damage.name) for damage in report.damaged] == [(1, "1.jpg"), (3, "3.jpg"), (4, "4.jpg")]
+
+
+@pytest.fixture(scope="module")
+def tiled() -> Field:
+    """A re-cut JPEG with several tiles in a row."""
+    cut = recut(jpeg(picture(150, 300)))
+    return Field(record.JPEG, cut.data, 1, 3, 0, 300, 150, cut.tiles)
+
+
+@pytest.mark.parametrize("decode_images", [False, True])
+def test_tiles_as_they_were_cut_are_no_damage(tiled: Field, tmp_path: Path, decode_images: bool) -> None:
+    """A tile index is verified with its image, and what is whole isn't listed."""
+    assert verify(build(tmp_path / "db.lmdb", [tiled]), decode_images=decode_images) == VerifyReport(1, ())
+
+
+@pytest.mark.parametrize("place", [0, 9, 17, -1])
+def test_a_damaged_tile_index_is_listed(tiled: Field, tmp_path: Path, place: int) -> None:
+    """It belongs to the record's head, whose checksum covers it: no decoding is needed to find that."""
+    index = bytes(tiled.tiles)
+    store = flipped(build(tmp_path / "db.lmdb", [tiled]), tmp_path / "damaged.lmdb", index, place % len(index))
+    damage = only(verify(store))
+    assert damage.index == 0
+    assert "head was altered" in damage.reason
+
+
+def test_decoding_finds_tiles_that_show_another_picture(tiled: Field, tmp_path: Path) -> None:
+    """An index whose checksums are right and whose contents are wrong: decoded whole the image is as it should be."""
+    index = bytes(tiled.tiles)
+    lead_in = index[:-1] + bytes([index[-1] ^ 0x08])
+    missing = index[: len(index) // 2]
+    path = build(tmp_path / "db.lmdb", [tiled, tiled._replace(tiles=lead_in), tiled._replace(tiles=missing), tiled])
+    assert verify(path).damaged == ()
+    damaged = verify(path, decode_images=True).damaged
+    assert [damage.index for damage in damaged] == [1, 2]
+    assert "tiles decode to other pixels" in damaged[0].reason
+    assert "tile index" in damaged[1].reason
 
 
 def test_an_image_that_belongs_elsewhere_is_listed(tmp_path: Path, make_picture: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""The virtual environment of tools/test and tools/demo: .venv in the checkout, or the folder that FASTLOAD_VENV names.
+"""The virtual environment of the scripts in tools/: .venv in the checkout, or the folder that FASTLOAD_VENV names.
 
 It is made once and used again; the package in it is installed, not linked, and always the checkout's present state.
 Standard library only, and no syntax newer than Python 3.7, so that an old Python gets as far as being told so.

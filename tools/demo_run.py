@@ -124,7 +124,7 @@ def cut_photographs(folder: Path) -> Path:
     if folder.exists():
         return folder
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        wheel = download_wheel(Path(temporary))
+        wheel = download_wheel(Path(temporary), "tools/demo FOLDER")
         print(f"cutting {CUTS} pictures from each of {len(PHOTOGRAPHS)} photographs")
         rng = random.Random(0)
         with zipfile.ZipFile(wheel) as archive:
@@ -138,12 +138,13 @@ def cut_photographs(folder: Path) -> Path:
     return folder
 
 
-def download_wheel(folder: Path) -> Path:
-    """scikit-image's wheel: read as an archive, never installed."""
+def download_wheel(folder: Path, instead: str) -> Path:
+    """scikit-image's wheel: read as an archive, never installed. instead: the command that does without."""
     print("getting photographs: scikit-image's wheel, 14 MB", flush=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-qq", "--dest", str(folder)]
     if subprocess.call([*pip, "--no-deps", "--only-binary=:all:", "scikit-image"]):
-        sys.exit("tools/demo: the photographs could not be downloaded; try your own images: tools/demo FOLDER")
+        program = instead.partition(" ")[0]
+        sys.exit(f"{program}: the photographs could not be downloaded; try your own images: {instead}")
     return next(folder.glob("*.whl"))
 
 
