@@ -56,7 +56,7 @@ class BareCalls:
         assert field.codec == record.JPEG, "the bare calls are for JPEGs; give a folder of nothing else"
         read = self._read(index, field)
         box = Box(*(length * read.reduction for length in read.box))
-        small = tiles.splice(field, box, read.reduction) if field.tiles else None
+        small = tiles.splice(field, box) if field.tiles else None
         size = (field.height, field.width) if small is None else small.size
         height, width = (-(-length // read.reduction) for length in size)
         calls = []
@@ -99,7 +99,7 @@ def _carry_out(thread: int, samples: Iterable[list[_Calls]]) -> None:
     resize = decode._resize  # by the very name that fastload calls it
     for calls in samples:
         field, box, least, reduction, decoded, source, size, scales, out = calls[thread]
-        small = splice(field, box, reduction) if box is not None else None
+        small = splice(field, box) if box is not None else None
         data = field.payload if small is None else small.data
         decode_jpeg(data, "RGB", False, False, *least, reduction, decoded)
         if source is not None:

@@ -88,13 +88,13 @@ def _bytes_read(crop: _Crop, monkeypatch: pytest.MonkeyPatch) -> int:
 
     with monkeypatch.context() as patched:
         patched.setattr(tiles, "checksum", count)
-        small = tiles.splice(field, crop.box, crop.read.reduction) if field.tiles else None
+        small = tiles.splice(field, crop.box) if field.tiles else None
     return len(field.tiles) + (sum(pieces) if small is not None else len(field.payload))
 
 
 def _bytes_decoded(crop: _Crop) -> float:
     """What the decoder is given, relative to the file's own bytes."""
-    small = tiles.splice(crop.tiled, crop.box, crop.read.reduction) if crop.tiled.tiles else None
+    small = tiles.splice(crop.tiled, crop.box) if crop.tiled.tiles else None
     return len(crop.tiled.payload if small is None else small.data) / len(crop.original.payload)
 
 
@@ -194,9 +194,9 @@ def bench_tile_sweep(contest: Contest, folder: Path, packed: Pack, monkeypatch: 
     splices: dict[str, list[float]] = {name: [] for name in swept}
     splice, taken = tiles.splice, [0.0]
 
-    def timed(field: record.Field, box: Box, margin: int = 1) -> tiles.Spliced | None:
+    def timed(field: record.Field, box: Box) -> tiles.Spliced | None:
         started = time.thread_time()
-        small = splice(field, box, margin)
+        small = splice(field, box)
         taken[0] += time.thread_time() - started
         return small
 
@@ -228,7 +228,7 @@ def _recut(crops: list[_Crop], pixels: int, size: int, monkeypatch: pytest.Monke
     """The crops of images that are re-cut into tiles of at least that width and size."""
     swept = []
     with monkeypatch.context() as patched:
-        patched.setattr(recut, "TILE_PIXELS", pixels)
+        patched.setattr(recut, "TILE_PIXELS", (pixels, recut.TILE_PIXELS[1]))
         patched.setattr(recut, "TILE_BYTES", size)
         for crop in crops:
             try:

@@ -65,7 +65,7 @@ def region(field: record.Field, box: Box, reduction: int = 1) -> Pixels:
     """
     if field.tiles:
         wanted = Box(*(length * reduction for length in box))
-        small = tiles.splice(field, wanted, margin=reduction)
+        small = tiles.splice(field, wanted)
         if small is not None:
             image = _decode_jpeg(small.data, small.size, reduction)
             return _crop(image, box._replace(x=small.x // reduction, y=small.y // reduction))

@@ -149,11 +149,12 @@ def read_for(plan: Plan, size: Size, orientation: int, *, scaled: bool, tiled: b
     size: (height, width) as stored. orientation: EXIF, 1 to 8, as stored. scaled: whether DCT scaling may be used.
     tiled: whether fewer columns are cheaper to read.
 
-    What the window doesn't show is not read.
+    What the window doesn't show is not read. Sides of up to 8 pixels are not reduced: libjpeg-turbo is told no scale
+    but the size that should come out, which several scales of a tiny image share.
     """
     turn = MIRRORED[orientation] if plan.mirror else orientation
     box = stored_box(plan.box, orientation, upright_size(size, orientation))
-    reduction = _reduction(plan, box, turn) if scaled else 1
+    reduction = _reduction(plan, box, turn) if scaled and min(size) > 8 else 1
     if reduction > 1:
         box = Box(box.x // reduction, box.y // reduction, -(-box.width // reduction), -(-box.height // reduction))
     source = upright_size((box.height, box.width), turn)

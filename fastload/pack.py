@@ -176,6 +176,8 @@ def pack(
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; packing takes at least 1 thread")
     options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip)
+    if tiles and encode != "raw":
+        _check_recut()
     final = os.path.abspath(destination)
     _check_destination(final, overwrite)
     if os.path.exists(final) and os.path.exists(source) and os.path.samefile(source, final):
@@ -193,6 +195,17 @@ def pack(
         seconds=time.perf_counter() - started,
         notes=tuple(listed.notes),
     )
+
+
+def _check_recut() -> None:
+    """Say what to do if numba is missing or broken, before anything is written."""
+    try:
+        from . import recut  # noqa: F401
+    except ImportError as error:
+        raise PackError(
+            f'JPEGs are re-cut with numba, which can\'t be imported ({error}): pip install "numba>=0.61", '
+            "or pack with --no-tiles"
+        ) from error
 
 
 def _check_destination(final: str, overwrite: bool) -> None:
@@ -512,7 +525,7 @@ def _tiled(field: record.Field, pixels: Pixels | None, options: Options) -> tupl
 
     try:
         cut = recut(bytes(field.payload), strip=options.strip, orientation=field.orientation)
-        tiled = field._replace(payload=cut.data, tiles=cut.tiles)
+        tiled = field._replace(payload=cut.data, tiles=cut.tiles, checksum=record.checksum(cut.data))
         whole = decode.pixels(field, keep=True) if pixels is None else pixels
         if not (np.array_equal(decode.pixels(tiled), whole) and decode.tiles_show(tiled, whole)):
             raise Untouched(tiles.PIXELS)

@@ -19,9 +19,9 @@ from . import huffman, tiles
 from .buffers import scratch
 from .huffman import Bytes, Coefficients, Ints
 
-TILE_PIXELS = 64
+TILE_PIXELS = (64, 512)
 TILE_BYTES = 512
-"""A tile is at least so wide and, on the average, so large. Chosen by `bench/bench_tiles.py`."""
+"""A tile is so large on the average, but no narrower and no wider than that. Chosen by `bench/bench_tiles.py`."""
 
 _MAX_BLOCKS = 1 << 22
 _MIN_PIXELS = 96 * 96
@@ -256,7 +256,8 @@ def recut(data: bytes, *, strip: bool = False, orientation: int = 1) -> Recut:
         raise Untouched(tiles.SEGMENTS)
     rows, columns = frame.shape
     mean = len(data) / (rows * columns)
-    step = min(columns, max(TILE_PIXELS // frame.mcu[1], -int(-TILE_BYTES // mean)))
+    least, most = (pixels // frame.mcu[1] for pixels in TILE_PIXELS)
+    step = min(columns, most, max(least, -int(-TILE_BYTES // mean)))
     scan = _write(frame, reader.coefficients, step)
     kept, header = _header(frame, reader, scan.codes, strip, orientation)
     starts = (len(kept), len(kept) + len(header))
@@ -291,6 +292,8 @@ def _write(frame: _Frame, coefficients: Coefficients, step: int) -> _Written:
     if length < 0:
         raise Untouched(tiles.CODING)
     sizes, codes = np.zeros((4, 256), np.int64), np.zeros((4, 256), np.int64)
+    if inner:
+        counts[2, 1:9] += 1  # so that lead-ins can have any length
     used = [table for table in range(4) if table % 2 < count]
     for table in used:
         huffman.optimal_code(counts[table], sizes[table], codes[table])

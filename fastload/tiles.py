@@ -10,8 +10,9 @@ before would have left. So each entry point comes with a lead-in, one MCU made f
 those predictions, and it is as long as it takes to end at the right bit. Its pixels, left of the first tile, are cut
 off. A row's first tile needs none: a restart resets the predictions.
 
-Pixels next to a cut can differ, since chroma is upsampled from neighbours: `splice` reads one sample more around the
-crop (`margin`). All else is the same bits through the same decoder, and so the same pixels, bit for bit.
+Pixels next to a cut can differ, since chroma is upsampled from neighbours: where it is subsampled, `splice` covers one
+pixel more on each side of the crop, which makes it one MCU more where a cut would touch the crop. All else is the same
+bits through the same decoder, and so the same pixels, bit for bit.
 
 The index, little-endian:
 
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ PIECE = 1 << 13
 
 _HEAD = struct.Struct("<BBBBHHII")
 _VERSION = 1
-_CHECKSUM = struct.Struct("<Q")
+_SIZE, _INTERVAL = struct.Struct(">HH"), struct.Struct(">H")
 
 OUTCOMES = (
     "no JPEG that libjpeg-turbo decodes to RGB",
@@ -55,7 +56,7 @@ OUTCOMES = (
     "larger than 4 million blocks of 8 x 8",
     "neither baseline nor progressive JPEG of 8 bits with Huffman codes",
     "unusual chroma sampling",
-    "unusual order or content of segments",
+    "unusual structure",
     "its bits and its header disagree",
     "its pixels would differ",
 )
@@ -83,11 +84,11 @@ class Spliced(NamedTuple):
     y: int
 
 
-def splice(field: Field, box: Box, margin: int = 1) -> Spliced | None:
+def splice(field: Field, box: Box) -> Spliced | None:
     """The small JPEG that covers a crop; None where that would take all of the image's tiles.
 
-    field: a re-cut JPEG with its index. box: a rectangle of the image as stored. margin: how many pixels around it the
-    decoder's upsampling looks at, along a side where chroma is subsampled: 1 for each pixel of the decoded image.
+    field: a re-cut JPEG with its index. box: a rectangle of the image as stored; where the small JPEG is to be decoded
+    at 1 / r of its size, its edges are multiples of r.
 
     Raises:
         DecodeError: the index contradicts the image.
@@ -97,22 +98,26 @@ def splice(field: Field, box: Box, margin: int = 1) -> Spliced | None:
     mcu_width, mcu_height, components, step, head, scan = _head(field)
     rows, mcus = -(-field.height // mcu_height), -(-field.width // mcu_width)
     in_row = -(-mcus // step)
-    top, bottom = _cover(box.y, box.height, field.height, mcu_height, margin if mcu_height > 8 else 0)
-    left, right = _cover(box.x, box.width, field.width, mcu_width * step, margin if mcu_width > 8 else 0)
+    top, bottom = _cover(box.y, box.height, field.height, mcu_height, mcu_height > 8)
+    left, right = _cover(box.x, box.width, field.width, mcu_width * step, mcu_width > 8)
     if bottom - top == rows and right - left == in_row:
         return None
 
+    inner = in_row - 1
     starts, leads, lead_ins_at = _layout(index, len(payload), scan, rows, in_row)
+    checksums = struct.unpack_from(f"<{-(-len(payload) // PIECE)}Q", index, _HEAD.size)
     begins = starts[top * in_row + left : bottom * in_row : in_row].tolist()
-    ends = starts[top * in_row + right : bottom * in_row + 1 : in_row].tolist()
-    here = slice(top * (in_row - 1), bottom * (in_row - 1))
+    ends = starts[top * in_row + right : bottom * in_row + 1 : in_row]
+    if right < in_row:
+        bits = (leads[top * inner + right - 1 : bottom * inner : inner] >> 5).tolist()
+    else:
+        bits = [0] * (bottom - top)
+        ends -= 2  # without the marker
     if left:
         lengths = leads & 31
-        lead_ends = np.cumsum(lengths, dtype=np.int64)[here][left - 1 :: in_row - 1] + lead_ins_at
-        lead_begins = (lead_ends - lengths[here][left - 1 :: in_row - 1]).tolist()
-        lead_ends = lead_ends.tolist()
-    if right < in_row:
-        bits = (leads[here][right - 1 :: in_row - 1] >> 5).tolist()
+        here = slice(top * inner + left - 1, bottom * inner, inner)
+        lead_ends = np.add.accumulate(lengths.astype(np.int64))[here] + lead_ins_at
+        lead_ins = [index[a:b] for a, b in zip((lead_ends - lengths[here]).tolist(), lead_ends.tolist(), strict=True)]
 
     first = left * step - (left > 0)  # the lead-in is one MCU more
     last = min(mcus, right * step)
@@ -121,22 +126,20 @@ def splice(field: Field, box: Box, margin: int = 1) -> Spliced | None:
         min(field.width, last * mcu_width) - first * mcu_width,
     )
     header = bytearray(payload[head:scan])
-    struct.pack_into(">HH", header, len(header) - 19 - 5 * components, *size)
-    struct.pack_into(">H", header, len(header) - 10 - 2 * components, last - first)
+    _SIZE.pack_into(header, len(header) - 19 - 5 * components, *size)
+    _INTERVAL.pack_into(header, len(header) - 10 - 2 * components, last - first)
     parts: list[bytes | bytearray | memoryview] = [b"\xff\xd8", header]
-    checked = _check(payload, index, head, scan, 0)
-    for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-        if end > checked * PIECE:
-            checked = _check(payload, index, begin, end, checked)
+    checked = _check(payload, checksums, head, scan)
+    for row, (begin, end, bit) in enumerate(zip(begins, ends.tolist(), bits, strict=True)):
+        if end > checked:
+            checked = _check(payload, checksums, max(begin, checked), end)
         if left:
-            parts.append(index[lead_begins[row] : lead_ends[row]])
-        if right == in_row:
-            parts += (payload[begin : end - 2], _RESTARTS[row & 7])
-        elif bits[row] == 0:
-            parts += (payload[begin:end], _RESTARTS[row & 7])
-        else:
+            parts.append(lead_ins[row])
+        if bit:
             shared = end - (2 if payload[end - 1] == 0 and payload[end - 2] == 0xFF else 1)
-            parts += (payload[begin:shared], _PADDED[bits[row]][payload[shared]], _RESTARTS[row & 7])
+            parts += (payload[begin:shared], _PADDED[bit][payload[shared]], _RESTARTS[row & 7])
+        else:
+            parts += (payload[begin:end], _RESTARTS[row & 7])
     parts[-1] = b"\xff\xd9"
     return Spliced(b"".join(parts), size, box.x - first * mcu_width, box.y - top * mcu_height)
 
@@ -152,8 +155,8 @@ def _head(field: Field) -> tuple[int, int, int, int, int, int]:
     return mcu_width, mcu_height, components, step, head, scan
 
 
-def _cover(start: int, length: int, limit: int, unit: int, margin: int) -> tuple[int, int]:
-    """The units, from and to, that cover a stretch of `limit` pixels and the margin on both of its sides."""
+def _cover(start: int, length: int, limit: int, unit: int, margin: bool) -> tuple[int, int]:
+    """The units, from and to, that cover a stretch of an image's `limit` pixels and a margin of one on both sides."""
     return max(0, start - margin) // unit, -(-min(limit, start + length + margin) // unit)
 
 
@@ -163,15 +166,15 @@ def columns(field: Field) -> Iterator[Box]:
     edges = [*range(0, field.width, mcu_width * step), field.width]
     margin = int(mcu_width > 8)
     for left, right in itertools.pairwise(edges) if len(edges) > 2 else ():
-        x = left + margin * (left > 0)
-        end = max(x + 1, right - margin * (right < field.width))
+        end = right - margin * (right < field.width)
+        x = min(left + margin * (left > 0), end - 1)
         yield Box(x, 0, end - x, field.height)
 
 
 def _layout(
     index: bytes | memoryview, nbytes: int, scan: int, rows: int, in_row: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], int]:
-    """Where each tile's first whole byte is and where the payload ends, the lead-ins' heads, and where those begin."""
+    """Where each tile begins and the payload ends, the heads of the lead-ins, and where in the index these are."""
     sizes_at = _HEAD.size + 8 * -(-nbytes // PIECE)
     leads_at = sizes_at + 2 * rows * in_row
     lead_ins_at = leads_at + rows * (in_row - 1)
@@ -179,26 +182,22 @@ def _layout(
         raise DecodeError("its tile index is too short for its size; pack it again")
     starts = np.empty(rows * in_row + 1, np.int64)
     starts[0] = scan
-    np.cumsum(np.frombuffer(index, "<u2", rows * in_row, sizes_at), out=starts[1:])
-    starts[1:] += scan
+    starts[1:] = np.frombuffer(index, "<u2", rows * in_row, sizes_at)
+    np.add.accumulate(starts, out=starts)
     if starts[-1] != nbytes:
         raise DecodeError("its tile index does not add up to its bytes; pack it again")
     return starts, np.frombuffer(index, np.uint8, rows * (in_row - 1), leads_at), lead_ins_at
 
 
-def _check(payload: bytes | memoryview, index: bytes | memoryview, begin: int, end: int, checked: int) -> int:
-    """Compare the checksums of the pieces that hold bytes begin to end; return up to which piece they are checked.
-
-    checked: the pieces below are.
-    """
-    for piece in range(max(checked, begin // PIECE), (end - 1) // PIECE + 1):
-        (expected,) = _CHECKSUM.unpack_from(index, _HEAD.size + 8 * piece)
-        if checksum(payload[piece * PIECE : (piece + 1) * PIECE]) != expected:
+def _check(payload: bytes | memoryview, checksums: Sequence[int], begin: int, end: int) -> int:
+    """Compare the checksums of the pieces that hold the bytes from begin to end; return where those pieces end."""
+    last = -(-end // PIECE)
+    for piece in range(begin // PIECE, last):
+        if checksum(payload[piece * PIECE : (piece + 1) * PIECE]) != checksums[piece]:
             raise ChecksumError(
                 "the bytes differ from what was packed (checksum mismatch); restore the store from a copy or pack again"
             )
-        checked = piece + 1
-    return checked
+    return last * PIECE
 
 
 def build_index(

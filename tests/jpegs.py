@@ -386,7 +386,7 @@ def small_tiles(pixels: int = 32, nbytes: int = 1) -> Iterator[None]:
     A tile takes 8 bits at least. Fewer than 32 pixels are too few where the code is short.
     """
     before = recut.TILE_PIXELS, recut.TILE_BYTES, recut._MIN_PIXELS
-    recut.TILE_PIXELS, recut.TILE_BYTES, recut._MIN_PIXELS = pixels, nbytes, 1
+    recut.TILE_PIXELS, recut.TILE_BYTES, recut._MIN_PIXELS = (pixels, 1 << 16), nbytes, 1
     try:
         yield
     finally:

@@ -473,7 +473,7 @@ def places(size: Size, unit: int = 1) -> Numbers:
 
 
 @settings(deadline=None, max_examples=300)
-@given(size=st.tuples(st.integers(1, 130), st.integers(1, 130)), orientation=st.integers(1, 8), data=st.data())
+@given(size=st.tuples(st.integers(9, 130), st.integers(9, 130)), orientation=st.integers(1, 8), data=st.data())
 def test_a_reduced_read_is_of_the_planned_box(size: Size, orientation: int, data: st.DataObject) -> None:
     """Nothing is rounded silently: pixel (i, j) of the planned box lies in pixel (i / r, j / r) of what is read.
 
@@ -497,6 +497,13 @@ def test_a_reduced_read_is_of_the_planned_box(size: Size, orientation: int, data
     assert max(step for step in (1, 2, 4, 8) if step <= most and all(edge % step == 0 for edge in stored)) <= r <= most
 
 
+@pytest.mark.parametrize("size", [(8, 80), (80, 8), (1, 1)])
+def test_tiny_images_are_not_reduced(size: Size) -> None:
+    plan = Plan.whole(size).resized((1, 1))
+    assert plan is not None
+    assert geometry.read_for(plan, size, 1, scaled=True, tiled=True).reduction == 1
+
+
 @given(box=sizes.map(lambda size: (40 * size[0], 40 * size[1])), target=st.tuples(*[st.integers(1, 300)] * 2))
 def test_a_reduction_leaves_more_pixels_than_come_out(box: Size, target: Size) -> None:
     """At least as many on both sides at a half, and an eighth more at a quarter or an eighth of the size."""
@@ -510,7 +517,7 @@ def test_a_reduction_leaves_more_pixels_than_come_out(box: Size, target: Size) -
 
 @settings(deadline=None, max_examples=300)
 @given(
-    size=st.tuples(st.integers(1, 600), st.integers(1, 600)), target=st.tuples(*[st.integers(1, 60)] * 2),
+    size=st.tuples(st.integers(9, 600), st.integers(9, 600)), target=st.tuples(*[st.integers(1, 60)] * 2),
     orientation=st.integers(1, 8), mirror=st.booleans(), data=st.data(),
 )  # fmt: skip
 def test_boxes_on_the_grid_are_read_reduced(
