@@ -308,9 +308,10 @@ class Reading:
         if column is not None:
             self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.pin)
             column.gather(indices, out=self._slots)
-            self._todo: list[tuple[int, Size, list[Plan]]] = []
+            self._todo: list[tuple[int, Size]] = []
         else:
-            self._plan(indices)
+            self._todo = list(zip(indices.tolist(), dataset._sizes(indices), strict=True))
+            self._take_slots()
         self._whole = (
             self._tensor is not None
             and dataset.image_type == "tensor"
@@ -318,25 +319,29 @@ class Reading:
         )
         self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
 
-    def _plan(self, indices: npt.NDArray[np.int64]) -> None:
-        """Decide every picture's geometry, and take one buffer for all if their sizes agree."""
+    def _take_slots(self) -> None:
+        """Take one buffer for all pictures if their sizes agree, else one for each.
+
+        Where the transform alone says the size, the plans are left to the threads that carry them out: making them all
+        here would keep the interpreter from those for a millisecond.
+        """
         dataset = self._dataset
-        self._todo = [
-            (index, size, dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, index)))
-            for index, size in zip(indices.tolist(), dataset._sizes(indices), strict=True)
-        ]
-        shapes = {plans[-1].output_size for _, _, plans in self._todo}
-        if len(shapes) == 1:
-            self._tensor, self._slots = dataset._buffers.take((len(indices), *shapes.pop(), 3), context.pin)
+        size = dataset.transform.output_size
+        sizes = [size or self._plans(index, size_in)[-1].output_size for index, size_in in self._todo]
+        if len(set(sizes)) == 1:
+            self._tensor, self._slots = dataset._buffers.take((len(sizes), *sizes[0], 3), context.pin)
         else:
-            self._slots = [np.empty((*plans[-1].output_size, 3), np.uint8) for _, _, plans in self._todo]
+            self._slots = [np.empty((*size, 3), np.uint8) for size in sizes]
+
+    def _plans(self, index: int, size: Size) -> list[Plan]:
+        return self._dataset.transform.plans(size, SampleRandom(self._dataset.seed, self._epoch, index))
 
     def fill(self, part: int) -> None:
         """Decode the samples of one part into their slots, and apply what follows if it works on single pictures."""
         dataset = self._dataset
-        for place, (index, size, plans) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
+        for place, (index, size) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
             try:
-                dataset._draw(index, size, plans, self._slots[place])
+                dataset._draw(index, size, self._plans(index, size), self._slots[place])
             except FastloadError as error:
                 self._labels[place] = self._replacement(index, error, self._slots[place])
         if not self._whole:
@@ -372,7 +377,7 @@ class Reading:
         for _ in range(_SKIP_TRIES):
             other = random.integer(len(dataset))
             size = dataset._sizes(np.array([other]))[0]
-            plans = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, other))
+            plans = self._plans(other, size)
             if plans[-1].output_size == out.shape[:2]:
                 try:
                     dataset._draw(other, size, plans, out)

@@ -14,6 +14,10 @@ Pixels next to a cut can differ, since chroma is upsampled from neighbours: wher
 pixel more on each side of the crop, which makes it one MCU more where a cut would touch the crop. All else is the same
 bits through the same decoder, and so the same pixels, bit for bit.
 
+Restart markers between the tiles would do without lead-ins. But a restart interval has to divide the row: one image in
+six has no useful divisor. And on 200 photographs with tiles of 8 MCUs random crops were decoded 1.68 times as fast as
+whole files that way, and 1.78 times this way.
+
 The index, little-endian:
 
     u8  1 (its version) | u8, u8 width and height of an MCU in pixels | u8 components

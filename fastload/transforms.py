@@ -138,6 +138,8 @@ class Normalize:
 class Compose:
     """Transforms in a row: geometric ones first, then any callables.
 
+    Attribute `output_size` is the (height, width) that the geometric ones give, None if that depends on the image.
+
     Raises:
         ValueError: a geometric transform comes after one that needs pixels.
     """
@@ -156,6 +158,7 @@ class Compose:
             if not callable(transform):
                 raise TypeError(f"{transform!r} is no transform: it can't be called")
         self.geometric: tuple[Geometric, ...] = self.transforms[:first]
+        self.output_size = _output_size(self.geometric)
         self.rest: tuple[Callable[[Any], Any], ...] = self.transforms[first:]
 
     @classmethod
@@ -180,6 +183,16 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({list(self.transforms)})"
+
+
+def _output_size(transforms: Sequence[Geometric]) -> Size | None:
+    for transform in reversed(transforms):
+        if type(transform) in (RandomResizedCrop, CenterCrop, Resize):
+            size = transform.size  # type: ignore[attr-defined]
+            return size if isinstance(size, tuple) else None
+        if type(transform) is not RandomHorizontalFlip:
+            return None
+    return None
 
 
 def normalize(
