@@ -165,7 +165,7 @@ def pack(
         ValueError, TypeError: an option makes no sense.
         SourceError: the source is missing or empty, or nothing in it is an image.
         FileExistsError, FileNotFoundError: `destination` exists, or its folder doesn't.
-        PackError: the store can't be written, or another pack is writing it.
+        PackError: the store can't be written, another pack is writing it, or numba is missing.
 
     Example:
         >>> fastload.pack("images/", "db.lmdb", short_side=256)

@@ -328,7 +328,7 @@ def _header(frame: _Frame, reader: _Reader, codes: bytes, strip: bool, orientati
     """What stands before the scan: what decoding the pixels does not need, and the rest, which the tiles need too.
 
     JFIF means YCbCr. Components numbered 1, 2, 3 mean that too, so the small header does without it, and without
-    Adobe's segment, which it overrules.
+    Adobe's segment, which it overrules and which then stands among the rest.
     """
     kept, adobe, jfif = [b"\xff\xd8"], b"", False
     for marker, body in reader.kept:
@@ -340,6 +340,8 @@ def _header(frame: _Frame, reader: _Reader, codes: bytes, strip: bool, orientati
             adobe = segment
         elif not (strip or (marker == _APP2 and body.startswith(b"MPF\0"))):
             kept.append(segment)  # but not MPF, which points to pictures behind this one: they are dropped
+    if jfif:
+        kept.append(adobe)
     if strip and orientation != 1:
         kept.append(_segment(_APP1, _ORIENTATION + bytes((orientation,)) + bytes(6)))
     components = [
