@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import huffman, tiles
+from . import huffman, huffman_writer, tiles
 from .buffers import scratch
 from .huffman import Bytes, Coefficients, Ints
 
@@ -288,7 +288,7 @@ def _write(frame: _Frame, coefficients: Coefficients, step: int) -> _Written:
     symbols = scratch("symbols", 4 * (65 * frame.blocks + rows * (inner + 1))).view(np.uint32)
     counts = np.zeros((4, 256), np.int64)
     predictions = np.empty((rows * inner, count), np.int64)
-    length = huffman.symbolise(coefficients, frame.shape, frame.grid, step, symbols, counts, predictions)
+    length = huffman_writer.symbolise(coefficients, frame.shape, frame.grid, step, symbols, counts, predictions)
     if length < 0:
         raise Untouched(tiles.CODING)
     sizes, codes = np.zeros((4, 256), np.int64), np.zeros((4, 256), np.int64)
@@ -296,15 +296,15 @@ def _write(frame: _Frame, coefficients: Coefficients, step: int) -> _Written:
         counts[2, 1:9] += 1  # so that lead-ins can have any length
     used = [table for table in range(4) if table % 2 < count]
     for table in used:
-        huffman.optimal_code(counts[table], sizes[table], codes[table])
+        huffman_writer.optimal_code(counts[table], sizes[table], codes[table])
     bits = int((counts * (sizes + np.arange(256) % 16)).sum())
     scan = scratch("scan", bits // 4 + 4 * rows + huffman.PADDING)  # twice the bytes: all might be stuffed
     inner_starts, row_ends = np.empty(rows * inner, np.int64), np.empty(rows, np.int64)
-    scan = scan[: huffman.write(symbols[:length], codes, sizes, scan, inner_starts, row_ends)]
+    scan = scan[: huffman_writer.write(symbols[:length], codes, sizes, scan, inner_starts, row_ends)]
 
     lead_ins, lengths = scratch("lead_ins", len(inner_starts) * huffman.PADDING), np.empty(len(inner_starts), np.uint8)
     blocks = frame.grid[:, 3] * frame.grid[:, 4]
-    length = huffman.lead_ins(lead_ins, lengths, scan, inner_starts, predictions, blocks, codes, sizes)
+    length = huffman_writer.lead_ins(lead_ins, lengths, scan, inner_starts, predictions, blocks, codes, sizes)
     if length < 0 or (inner and lengths.max() > 31):
         raise Untouched(tiles.SEGMENTS)
     bytes_at, bit = inner_starts >> 3, inner_starts & 7
