@@ -10,6 +10,7 @@ from .loader import DataLoader
 from .monitor import Monitor
 from .pack import PackReport, pack
 from .prefetch import DevicePrefetcher
+from .sampler import ShuffleSampler
 from .store import Record, Store
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Monitor",
     "PackReport",
     "Record",
+    "ShuffleSampler",
     "Store",
     "collate",
     "errors",

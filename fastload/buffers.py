@@ -11,10 +11,13 @@ import math
 import threading
 import weakref
 from collections import deque
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+Memory = Literal["own", "pinned", "shared"]
 
 _FREE_KEPT = 8
 _SCRATCH_KEPT = 256 << 20
@@ -26,13 +29,18 @@ class BatchBuffers:
     def __init__(self) -> None:
         self._free: deque[bytearray] = deque(maxlen=_FREE_KEPT)
 
-    def take(self, shape: tuple[int, ...], pin: bool) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
+    def take(self, shape: tuple[int, ...], memory: Memory = "own") -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
         """Memory for a uint8 batch of `shape`, as a tensor and as an array of the same bytes; contents undefined.
 
-        pin: page-locked memory. That is left to torch's own allocator, which knows when a copy to the device is over.
+        memory: "own" is used again; "pinned" is page-locked, and left to torch's own allocator, which knows when a copy
+        to the device is over; "shared" goes to another process without a copy, and is not used again.
         """
-        if pin:
+        if memory == "pinned":
             tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            return tensor, tensor.numpy()
+        if memory == "shared":
+            storage: Any = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+            tensor = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
             return tensor, tensor.numpy()
         array = self._lend(math.prod(shape)).reshape(shape)
         return torch.from_numpy(array), array

@@ -14,6 +14,7 @@ torch's default_collate copies it. A batch belongs to the user: its buffer is us
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import os
@@ -33,7 +34,7 @@ from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
 from .geometry import Box, Plan, Size, upright_size
 from .jpeg import Pixels
-from .order import SampleRandom
+from .order import SampleRandom, mix64
 from .store import Column, Store
 from .transforms import Compose, Normalize
 from .workers import context
@@ -134,6 +135,17 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
     def targets(self) -> npt.NDArray[np.int64]:
         """All labels: int64 (n,), or (n, labels). A copy of the column."""
         return np.asarray(self.store.columns["label"])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells this dataset's data and randomness from another's: 16 hexadecimal digits.
+
+        Of the number of samples, the classes, the seed, and the sizes and labels of 1,024 samples all over the store.
+        """
+        rows = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(np.int64)
+        columns = [self.store.columns[name].gather(rows).tobytes() for name in ("size", "label")]
+        known = repr((len(self), self.classes, self.seed)).encode()
+        return f"{record.checksum(known + b''.join(columns)):016x}"
 
     @property
     def epoch(self) -> int:
@@ -302,11 +314,14 @@ class Reading:
         self._dataset = dataset
         self._labels = dataset.store.columns["label"].gather(indices)
         self._epoch = dataset.epoch if context.epoch is None else context.epoch
+        draws = context.draws
+        # A dataset around this one may read a batch in pieces: then the draws are not those of `indices`.
+        self._draws: list[int] | None = None if draws is None or len(draws) != len(indices) else draws.tolist()
         self._tensor: torch.Tensor | None = None
         self._slots: Any
         column = dataset._gathered
         if column is not None:
-            self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.pin)
+            self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.memory)
             column.gather(indices, out=self._slots)
             self._todo: list[tuple[int, Size]] = []
         else:
@@ -327,23 +342,30 @@ class Reading:
         """
         dataset = self._dataset
         size = dataset.transform.output_size
-        sizes = [size or self._plans(index, size_in)[-1].output_size for index, size_in in self._todo]
+        sizes = [size or self._plans(place)[-1].output_size for place in range(len(self._todo))]
         if len(set(sizes)) == 1:
-            self._tensor, self._slots = dataset._buffers.take((len(sizes), *sizes[0], 3), context.pin)
+            self._tensor, self._slots = dataset._buffers.take((len(sizes), *sizes[0], 3), context.memory)
         else:
             self._slots = [np.empty((*size, 3), np.uint8) for size in sizes]
 
-    def _plans(self, index: int, size: Size) -> list[Plan]:
-        return self._dataset.transform.plans(size, SampleRandom(self._dataset.seed, self._epoch, index))
+    def _plans(self, place: int) -> list[Plan]:
+        index, size = self._todo[place]
+        return self._dataset.transform.plans(size, self._random(place, index))
+
+    def _random(self, place: int, index: int) -> SampleRandom:
+        """The randomness of a sample; of its own for each time that it comes in an epoch."""
+        if self._draws is not None:
+            index ^= mix64(self._draws[place])
+        return SampleRandom(self._dataset.seed, self._epoch, index)
 
     def fill(self, part: int) -> None:
         """Decode the samples of one part into their slots, and apply what follows if it works on single pictures."""
         dataset = self._dataset
         for place, (index, size) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
             try:
-                dataset._draw(index, size, self._plans(index, size), self._slots[place])
+                dataset._draw(index, size, self._plans(place), self._slots[place])
             except FastloadError as error:
-                self._labels[place] = self._replacement(index, error, self._slots[place])
+                self._labels[place] = self._replacement(place, index, error)
         if not self._whole:
             last = (part + 1) * _PART if self._todo else len(self._labels)
             for place in range(part * _PART, min(last, len(self._labels))):
@@ -360,24 +382,24 @@ class Reading:
                 images = normalize(images)
         return Batch(images, dataset._targets(self._labels))
 
-    def _replacement(self, index: int, error: FastloadError, out: Pixels) -> Any:
-        """Deal with a sample that failed: fill `out` and give the label that goes with it, or raise."""
+    def _replacement(self, place: int, index: int, error: FastloadError) -> Any:
+        """Deal with a sample that failed: fill its slot and give the label that goes with it, or raise."""
         if self._dataset.on_error == "raise":
             raise DecodeError(f"sample {index}{self._dataset._name_of(index)}: {error}") from error
         self._dataset.failures.report(index, str(error))
         if self._dataset.on_error == "skip":
-            return self._another(index, out)
-        out[...] = 0
+            return self._another(place, index)
+        self._slots[place][...] = 0
         return IGNORE_LABEL
 
-    def _another(self, index: int, out: Pixels) -> Any:
+    def _another(self, place: int, index: int) -> Any:
         """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
-        dataset = self._dataset
-        random = SampleRandom(dataset.seed, self._epoch, index)
+        dataset, out = self._dataset, self._slots[place]
+        random = self._random(place, index)
         for _ in range(_SKIP_TRIES):
             other = random.integer(len(dataset))
             size = dataset._sizes(np.array([other]))[0]
-            plans = self._plans(other, size)
+            plans = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, other))
             if plans[-1].output_size == out.shape[:2]:
                 try:
                     dataset._draw(other, size, plans, out)

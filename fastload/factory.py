@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.distributed
-from torch.utils.data import DistributedSampler
 
 from .cache import ImageCache
 from .dataset import ImageDataset, OnError
 from .loader import DataLoader
 from .prefetch import DevicePrefetcher
+from .sampler import ShuffleSampler
 from .transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
 from .tune import default_workers
-
-
-class AdvancingDistributedSampler(DistributedSampler[Any]):
-    """torch's DistributedSampler that goes to the next epoch by itself; `set_epoch` still chooses one."""
-
-    def __iter__(self) -> Iterator[Any]:
-        indices = super().__iter__()
-        self.epoch += 1
-        return indices
 
 
 def make_loader(
@@ -81,20 +71,13 @@ def make_loader(
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size,
-        sampler=_sampler(dataset, train, seed, drop_last),
+        sampler=ShuffleSampler(dataset, seed=seed, shuffle=train, drop_last=drop_last),
         num_workers=default_workers(dataset, pace) if num_workers == "auto" else num_workers,
         pin_memory=on_cuda,
         drop_last=drop_last,
         worker_type="thread",
     )
     return DevicePrefetcher(loader, where, mean=mean, std=std, dtype=dtype)
-
-
-def _sampler(dataset: ImageDataset, train: bool, seed: int, drop_last: bool) -> AdvancingDistributedSampler:
-    """This rank's share of each epoch, or all of it; the order depends on (seed, epoch) alone."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return AdvancingDistributedSampler(dataset, shuffle=train, seed=seed, drop_last=drop_last)
-    return AdvancingDistributedSampler(dataset, num_replicas=1, rank=0, shuffle=train, seed=seed)
 
 
 def train_transform(size: int) -> Compose:

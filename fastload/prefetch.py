@@ -62,8 +62,9 @@ class DevicePrefetcher(Generic[T]):
             `mean`, uint8 is scaled to [0, 1] as by torchvision's `ToDtype(dtype, scale=True)`.
         channels_last: lay images out as `torch.channels_last` (free if they are); False keeps their layout.
 
-    `len` is the loader's. Iterators are as independent as the loader's own. An error in the loader is raised by
-    `next` in its turn, as the same object; after that or the end, `next` raises StopIteration.
+    `len` and the state are the loader's: of what the consumer has, whatever was fetched. Iterators are as independent
+    as the loader's own. An error in the loader is raised by `next` in its turn, as the same object; after that or the
+    end, `next` raises StopIteration.
 
     Raises:
         ValueError: an argument makes no sense; while iterating: uint8 images without `len(mean)` channels.
@@ -96,13 +97,17 @@ class DevicePrefetcher(Generic[T]):
         self.loader = loader
         self.buffers = buffers
         self.device = _resolve(device)
+        self._place = _Place()
         # One stream for all iterators: the allocator keeps memory per stream, and each new one would add to it.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __iter__(self) -> PrefetchIterator[T]:
         if self._stream is not None:  # what fills a loader's tensors on the device comes before their use
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        return PrefetchIterator(iter(self.loader), self._prepare, self.buffers, self._stream)
+        source = iter(self.loader)
+        state_of = getattr(self.loader, "state_dict", None)
+        self._place = _Place(state_of and state_of())
+        return PrefetchIterator(source, self._prepare, self.buffers, self._stream, state_of, self._place)
 
     def __len__(self) -> int:
         return len(cast(Sized, self.loader))
@@ -111,6 +116,34 @@ class DevicePrefetcher(Generic[T]):
         """Call the loader's `set_epoch`; does nothing where it has none."""
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's state at the batch that was handed over last, whatever was fetched since; see `DataLoader`.
+
+        Raises:
+            TypeError: the loader has no state.
+        """
+        if self._place.state is not None:
+            return self._place.state
+        state: dict[str, Any] = self._stateful().state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iterator go on where `state` was made.
+
+        Raises:
+            TypeError: the loader has no state.
+            ValueError: the state is another loader's.
+        """
+        self._stateful().load_state_dict(state)
+        self._place = _Place()
+
+    def _stateful(self) -> Any:
+        if hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict"):
+            return self.loader
+        raise TypeError(
+            f"{type(self.loader).__name__} has no state_dict and load_state_dict; prefetch from a fastload.DataLoader"
+        )
 
     def _prepare(self, batch: T) -> _Ready:
         tensors: list[Tensor] = []
@@ -142,11 +175,18 @@ class PrefetchIterator(Generic[T]):
     """One pass over a `DevicePrefetcher`, for one consumer; `close` ends it early, as dropping it does."""
 
     def __init__(
-        self, source: Iterator[T], prepare: Callable[[T], _Ready], buffers: int, stream: torch.cuda.Stream | None
+        self,
+        source: Iterator[T],
+        prepare: Callable[[T], _Ready],
+        buffers: int,
+        stream: torch.cuda.Stream | None,
+        state_of: Callable[[], dict[str, Any]] | None,
+        place: _Place,
     ) -> None:
         self._link = _Link(buffers)
+        self._place = place
         self._thread = threading.Thread(
-            target=_produce, args=(source, prepare, stream, self._link), name=_THREAD_NAME, daemon=True
+            target=_produce, args=(source, prepare, stream, state_of, self._link), name=_THREAD_NAME, daemon=True
         )
         self._finalizer = weakref.finalize(self, _stop, self._link, self._thread)
         self._thread.start()
@@ -157,7 +197,7 @@ class PrefetchIterator(Generic[T]):
     def __next__(self) -> T:
         if not self._finalizer.alive:
             raise StopIteration
-        item = self._receive()
+        item, self._place.state = self._receive()
         if isinstance(item, BaseException):
             self.close()
             try:
@@ -179,13 +219,14 @@ class PrefetchIterator(Generic[T]):
         """Stop the thread and drop the loader's iterator; `next` then ends. More calls do nothing."""
         self._finalizer()
 
-    def _receive(self) -> _Ready | BaseException:
+    def _receive(self) -> _Item:
         while True:
             try:
                 return self._link.ready.get(timeout=_WAIT_SECONDS)
             except queue.Empty:
                 if not self._thread.is_alive() and self._link.ready.empty():
-                    return RuntimeError("the prefetch thread is gone (none survives a fork): iterate anew")
+                    gone = RuntimeError("the prefetch thread is gone (none survives a fork): iterate anew")
+                    return gone, self._place.state
 
 
 class _Ready(NamedTuple):
@@ -196,19 +237,34 @@ class _Ready(NamedTuple):
     event: torch.cuda.Event | None
 
 
+_Item = tuple[_Ready | BaseException, dict[str, Any] | None]
+"""A batch, or the exception that comes last, and the loader's state after it."""
+
+
+class _Place:
+    """Where the consumer is: the loader's state after the last batch that it took."""
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self.state = state
+
+
 class _Link:
     """All that a thread and its iterator share. A SimpleQueue may be put to by a finalizer, whatever it interrupts."""
 
     def __init__(self, buffers: int) -> None:
         self.closed = False
         self.slots: queue.SimpleQueue[torch.cuda.Event | None] = queue.SimpleQueue()
-        self.ready: queue.SimpleQueue[_Ready | BaseException] = queue.SimpleQueue()  # an exception is the last item
+        self.ready: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         for _ in range(buffers):
             self.slots.put(None)
 
 
 def _produce(
-    source: Iterator[T], prepare: Callable[[T], _Ready], stream: torch.cuda.Stream | None, link: _Link
+    source: Iterator[T],
+    prepare: Callable[[T], _Ready],
+    stream: torch.cuda.Stream | None,
+    state_of: Callable[[], dict[str, Any]] | None,
+    link: _Link,
 ) -> None:
     """Fetch and prepare a batch for each slot until the loader ends or fails or the link is closed: the thread."""
     held: deque[T] = deque()  # host batches with copies out of them under way
@@ -223,12 +279,13 @@ def _produce(
                 done.synchronize()
                 held.popleft()
             batch = next(source)  # StopIteration travels like any other exception
-            link.ready.put(prepare(batch))
+            state = state_of and state_of()
+            link.ready.put((prepare(batch), state))
             if stream is not None:
                 held.append(batch)
             del batch  # a loader may be waiting to use its memory again
     except BaseException as error:
-        link.ready.put(error)
+        link.ready.put((error, state_of and state_of()))
     finally:
         if stream is not None:
             stream.synchronize()
@@ -246,7 +303,7 @@ def _stop(link: _Link, thread: threading.Thread) -> None:
     with contextlib.suppress(queue.Empty):
         while True:
             link.ready.get_nowait()
-    link.ready.put(StopIteration())  # for a consumer that waits while another thread closes
+    link.ready.put((StopIteration(), None))  # for a consumer that waits while another thread closes
 
 
 def _map_tensors(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:

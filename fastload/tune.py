@@ -65,7 +65,7 @@ def measure(
     for count in workers or _doublings(usable_cores()):
         sampler = EndlessSampler(len(dataset), batch_size)
         loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=sampler, num_workers=count)
-        batches = iter(loader)
+        batches: Any = iter(loader)
         with contextlib.closing(batches):
             for _ in range(count):
                 next(batches)

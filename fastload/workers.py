@@ -1,44 +1,51 @@
-"""Threads that work ahead, in order, and what each of them keeps.
+"""Threads that work ahead, and what each of them keeps.
 
-`OrderedJobs` is the one way in which fastload uses threads, for loading and for packing. Jobs are drawn by the
-consumer's thread, one whenever a result is taken, so samplers run where they always ran; at most `ahead` are under way;
-results come out in the jobs' order. A job may fall into parts, and then all threads work on it together: a batch is
-ready soonest, fewer unfinished ones take up memory, and no thread is idle while another has a whole batch to go.
+A `Crew` is the one way in which fastload uses threads, for loading and for packing. A job may fall into parts, and then
+all threads work on it together: a batch is ready soonest, fewer unfinished ones take up memory, and no thread is idle
+while another has a whole batch to go. Or each thread has a queue of its own, as torch's workers have.
 
-Who owns what: the consumer's iterator owns the threads. They know only the shared queue, never the iterator, so that an
-iterator which is closed, dropped or left by an exception stops them: each finishes the part in its hands, and no
-more. Threads are daemons, and are stopped and joined before the interpreter ends.
+`OrderedJobs` gives the results of jobs in their order. Jobs are drawn by the consumer's thread, one whenever a result
+is taken; at most `ahead` are under way.
+
+Who owns what: the consumer owns the crew. The threads know only their queues, never the consumer, so that a crew which
+is closed, dropped or left by an exception stops: each thread finishes the part in its hands, and no more. Threads are
+daemons, and are stopped and joined before the interpreter ends; one that is stuck for over a second is left behind.
 
 `context` is what the code below a worker may ask about the work it is part of.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
 import queue
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any, Generic, Protocol, TypeVar
+
+from .buffers import Memory
 
 T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-_PATIENCE = 10  # seconds that a thread gets to finish the item in its hands; it is a daemon, so the program can end
+_PATIENCE = 1.0  # seconds that threads get to finish what is in their hands; they are daemons, so the program can end
 
 
 class Context(threading.local):
     """What a thread works on, set by the loader and read by the dataset.
 
-    epoch: the epoch of the batch in hand, None outside a loader. pin: whether batches go to page-locked memory.
+    epoch: the epoch of the batch in hand, None outside a loader. draws: int64 (n,) that tells apart the occurrences of
+    an index in the epoch, None where none comes twice. memory: where batches go.
     """
 
     epoch: int | None = None
-    pin: bool = False
+    draws: Any = None
+    memory: Memory = "own"
 
 
 context = Context()
@@ -72,19 +79,26 @@ class _Call(Generic[T, R]):
         return self._result
 
 
-class _Task(Generic[R]):
-    """A job on its way to its result. `ready` is held until it has a result or an error."""
+class Sink(Protocol):
+    """Where finished tasks are put: a queue, say."""
 
-    __slots__ = ("error", "job", "left", "lock", "ready", "result")
+    def put(self, task: Any, /) -> None: ...
 
-    def __init__(self, job: Job[R]) -> None:
-        self.job = job
-        self.left = job.parts
-        self.lock = threading.Lock()
+
+class Task(Generic[R]):
+    """A job on its way to its result, or to its error. Whoever finishes it puts it into `sink`."""
+
+    def __init__(self, job: Job[R], sink: Sink) -> None:
+        self.job, self.sink = job, sink
         self.result: R
         self.error: BaseException | None = None
-        self.ready = threading.Lock()
-        self.ready.acquire()
+        self.finished = False
+        self._left = job.parts
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        """Do no part of it that isn't begun."""
+        self.error = CancelledError()
 
     def run(self, part: int, failed: BaseException | None) -> None:
         """Do one part, and what follows the last one. failed: why this thread can't."""
@@ -95,99 +109,130 @@ class _Task(Generic[R]):
                 self.job.run(part)
         except BaseException as error:
             self.error = error
-        with self.lock:
-            self.left -= 1
-            last = self.left == 0
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
         if last:
             try:
                 if self.error is None:
                     self.result = self.job.result()
             except BaseException as error:
                 self.error = error
-            self.ready.release()
+            self.finished = True
+            sink = self.sink
+            del self.sink  # it may hold this task until it is emptied
+            sink.put(self)
 
 
-_Tasks = queue.SimpleQueue[tuple[_Task[Any], int] | None]
+_Queue = queue.SimpleQueue[tuple[Task[Any], int] | None]
 
 
-def _work(tasks: _Tasks, start: Callable[[], None] | None, stopped: threading.Event) -> None:
+def _work(tasks: _Queue, start: Callable[[], None] | None, stopped: threading.Event) -> None:
     failed: BaseException | None = None
+    again = ""
     if start is not None:
         try:
             start()
         except BaseException as error:
             failed = error
+            again = f"{threading.current_thread().name} did not start: {type(error).__name__}: {error}"
     while (work := tasks.get()) is not None and not stopped.is_set():
         task, part = work
-        task.run(part, failed)
+        task.run(part, failed or (RuntimeError(again) if again else None))
         del task, work
+        failed = None  # raised once: its traceback will hold the consumer, which must not be held by its own threads
 
 
-def _stop(tasks: _Tasks, threads: list[threading.Thread], stopped: threading.Event, patience: float) -> None:
+def _stop(queues: list[_Queue], threads: list[threading.Thread], stopped: threading.Event, patience: float) -> None:
     stopped.set()
-    for _ in threads:
+    for tasks in queues:
         tasks.put(None)
+    deadline = time.monotonic() + patience
     for thread in threads:
         if thread is not threading.current_thread():
-            thread.join(patience)
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class Crew:
+    """`count` threads that do what is put to them; closing or dropping it stops them.
+
+    name: what the threads are called, followed by their number. start: called in each thread first, with its number;
+    if it fails, so does everything that the thread is given. apart: each thread has a queue of its own; otherwise all
+    take the next part of the earliest task.
+    """
+
+    def __init__(
+        self, count: int, *, name: str = "fastload", start: Callable[[int], None] | None = None, apart: bool = False
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"{count} threads can't do any work; it takes at least 1")
+        shared: _Queue = queue.SimpleQueue()
+        self._queues: list[_Queue] = [queue.SimpleQueue() if apart else shared for _ in range(count)]
+        stopped = threading.Event()
+        self.threads = [
+            threading.Thread(
+                target=_work,
+                args=(tasks, start and functools.partial(start, i), stopped),
+                name=f"{name}-{i}",
+                daemon=True,
+            )
+            for i, tasks in enumerate(self._queues)
+        ]
+        self._stop = weakref.finalize(self, _stop, self._queues, self.threads, stopped, _PATIENCE)
+        for thread in self.threads:
+            thread.start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether its threads were told to stop."""
+        return not self._stop.alive
+
+    def put(self, task: Task[Any], worker: int = 0) -> None:
+        """Have the task done; by thread `worker`, where threads work apart."""
+        for part in range(task.job.parts):
+            self._queues[worker].put((task, part))
+
+    def close(self) -> None:
+        """Stop the threads, each after the part in its hands; harmless when repeated."""
+        self._stop()
+
+    def abandon(self) -> None:
+        """Close without waiting for stuck threads: they end with what is in their hands, or with the program."""
+        detached = self._stop.detach()
+        if detached is not None:
+            queues, threads, stopped, _ = detached[2]
+            _stop(queues, threads, stopped, 0)
 
 
 class OrderedJobs(Iterator[R]):
     """The results of jobs, in order, computed by `threads` threads that are at most `ahead` jobs ahead.
 
-    All threads work on the earliest job that has parts left. name: what the threads are called, followed by their
-    number. timeout: seconds to wait for a result before raising RuntimeError, 0 to wait forever. start: called in
-    each thread first, with its number.
+    All threads work on the earliest job that has parts left. name: see `Crew`.
 
     An error of a job is raised where its result would have come, with the worker's traceback, and closes the
     iterator. An error of `jobs` is raised after the results of the jobs before it. `close` stops the threads after the
     part in hand; leaving the object to the garbage collector does the same.
     """
 
-    def __init__(
-        self,
-        jobs: Iterable[Job[R]],
-        *,
-        threads: int,
-        ahead: int,
-        name: str = "fastload",
-        timeout: float = 0,
-        start: Callable[[int], None] | None = None,
-    ) -> None:
-        if threads < 1:
-            raise ValueError(f"{threads} threads can't do any work; it takes at least 1")
+    def __init__(self, jobs: Iterable[Job[R]], *, threads: int, ahead: int, name: str = "fastload") -> None:
         self._jobs = iter(jobs)
-        self._timeout = timeout or math.inf
-        self._waiting: deque[_Task[R]] = deque()
-        self._tasks: _Tasks = queue.SimpleQueue()
+        self._waiting: deque[Task[R]] = deque()
+        self._done: queue.SimpleQueue[Task[R]] = queue.SimpleQueue()
         self._end: Exception | None = None
-        stopped = threading.Event()
-        workers = [
-            threading.Thread(
-                target=_work,
-                args=(self._tasks, start and functools.partial(start, i), stopped),
-                name=f"{name}-{i}",
-                daemon=True,
-            )
-            for i in range(threads)
-        ]
-        self._stop = weakref.finalize(self, _stop, self._tasks, workers, stopped, _PATIENCE)
-        for worker in workers:
-            worker.start()
+        self._crew = Crew(threads, name=name)
         for _ in range(max(ahead, 1)):
             self._submit()
 
     def _submit(self) -> None:
         if self._end is None:
             try:
-                task = _Task(next(self._jobs))
+                task = Task(next(self._jobs), self._done)
             except Exception as error:  # StopIteration, or an error of the jobs: raised in its turn
                 # Without the traceback's first frame, which is this one and holds `self`.
                 self._end = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
             else:
                 self._waiting.append(task)
-                for part in range(task.job.parts):
-                    self._tasks.put((task, part))
+                self._crew.put(task)
 
     def __next__(self) -> R:
         if not self._waiting:
@@ -198,11 +243,9 @@ class OrderedJobs(Iterator[R]):
             finally:
                 del end  # the traceback holds this frame: keep it from holding itself
         task = self._waiting.popleft()
-        deadline = time.monotonic() + self._timeout
-        while not task.ready.acquire(timeout=1):  # in slices: an untimed wait can't be interrupted on Windows
-            if time.monotonic() > deadline:
-                self._abandon()
-                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
+        forget_finished(self._done)
+        while not task.finished:
+            wait_for_any(self._done)
         if task.error is not None:
             self.close()
             try:
@@ -214,19 +257,24 @@ class OrderedJobs(Iterator[R]):
         self._submit()
         return task.result
 
-    def _abandon(self) -> None:
-        """Close without waiting for stuck threads: they are daemons, which end with their part or the program."""
-        stop = self._stop.detach()
-        if stop is not None:
-            tasks, threads, stopped, _ = stop[2]
-            _stop(tasks, threads, stopped, 0)
-        self.close()
-
     def close(self) -> None:
         """Stop the threads, each after the part in its hands, and drop all results; harmless when repeated."""
-        self._stop()
+        self._crew.close()
         self._waiting.clear()
         self._end = StopIteration()
+
+
+def forget_finished(done: queue.SimpleQueue[Task[R]]) -> None:
+    """Empty the queue of finished tasks: they are found finished anyhow, and their results take up memory."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            done.get_nowait()
+
+
+def wait_for_any(done: queue.SimpleQueue[Task[R]], seconds: float = 1.0) -> None:
+    """Wait until another task is finished, for a second at most: an untimed wait can't be interrupted on Windows."""
+    with contextlib.suppress(queue.Empty):
+        done.get(timeout=min(seconds, 1.0))
 
 
 def ordered_map(

@@ -60,7 +60,7 @@ def address(array: Any) -> int:
 @pytest.mark.parametrize("shape", [(1,), SHAPE, (0, 4, 4, 3), (3, 1, 1, 3)])
 def test_tensor_and_array_share_their_bytes(shape: tuple[int, ...]) -> None:
     """uint8 of the shape that was asked for, writable and contiguous, two views of one memory."""
-    tensor, array = BatchBuffers().take(shape, pin=False)
+    tensor, array = BatchBuffers().take(shape)
     assert tensor.shape == array.shape == shape
     assert tensor.dtype == torch.uint8
     assert array.dtype == np.uint8
@@ -75,14 +75,14 @@ def test_tensor_and_array_share_their_bytes(shape: tuple[int, ...]) -> None:
 def test_memory_is_not_lent_while_any_view_lives(hold: str) -> None:
     """Neither the tensor nor the array is left, only something made of them: what it sees never changes."""
     buffers = BatchBuffers()
-    tensor, array = buffers.take(SHAPE, pin=False)
+    tensor, array = buffers.take(SHAPE)
     array[...] = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
     start, end = address(array), address(array) + array.nbytes
     held = HOLDS[hold](tensor, array)
     before = contents(held)
     del tensor, array
     for value in range(4):
-        other, other_array = buffers.take(SHAPE, pin=False)
+        other, other_array = buffers.take(SHAPE)
         assert not start <= address(other_array) < end
         other.fill_(value)
         del other, other_array
@@ -93,16 +93,16 @@ def test_memory_is_not_lent_while_any_view_lives(hold: str) -> None:
 def test_memory_is_lent_again_when_the_last_view_is_gone(hold: str) -> None:
     """The same bytes come back at the next call, without a run of the garbage collector."""
     buffers = BatchBuffers()
-    tensor, array = buffers.take(SHAPE, pin=False)
+    tensor, array = buffers.take(SHAPE)
     first = address(array)
     held = HOLDS[hold](tensor, array)
     del tensor, array
     gc.disable()
     try:
-        other = buffers.take(SHAPE, pin=False)
+        other = buffers.take(SHAPE)
         assert address(other[1]) != first
         del held
-        assert address(buffers.take(SHAPE, pin=False)[1]) == first
+        assert address(buffers.take(SHAPE)[1]) == first
     finally:
         gc.enable()
 
@@ -116,7 +116,7 @@ def test_random_holds_and_releases(seed: int) -> None:
     addresses = set()
     for _ in range(300):
         shape = rng.choice([SHAPE, SHAPE, (4, 8, 10, 3), (2, 30, 8, 3)])
-        tensor, array = buffers.take(shape, pin=False)
+        tensor, array = buffers.take(shape)
         addresses.add(address(array))
         array[...] = np.frombuffer(rng.randbytes(array.nbytes), np.uint8).reshape(shape)
         names = [
@@ -139,7 +139,7 @@ def test_another_size_gets_memory_of_its_own() -> None:
     """What comes back from a larger or smaller batch is not handed out as this one's."""
     buffers = BatchBuffers()
     for shape in ((4, 4), (2, 2), (8, 8), (4, 4)):
-        tensor, array = buffers.take(shape, pin=False)
+        tensor, array = buffers.take(shape)
         assert (tensor.numel(), array.size) == (shape[0] * shape[1],) * 2
         assert tensor.untyped_storage().nbytes() == array.nbytes
         del tensor, array
@@ -150,7 +150,7 @@ def test_no_more_than_eight_free_buffers_are_kept() -> None:
     buffers, size = BatchBuffers(), 1 << 20
     tracemalloc.start()
     try:
-        burst = [buffers.take((size,), pin=False) for _ in range(20)]
+        burst = [buffers.take((size,)) for _ in range(20)]
         assert tracemalloc.get_traced_memory()[0] > 20 * size
         burst.clear()
         assert 7.5 * size < tracemalloc.get_traced_memory()[0] < 8.5 * size
@@ -162,7 +162,7 @@ def test_no_more_than_eight_free_buffers_are_kept() -> None:
 
 def test_what_was_lent_outlives_the_lender() -> None:
     """The tensor is its holder's, also when the buffers themselves are gone."""
-    tensor, array = BatchBuffers().take(SHAPE, pin=False)
+    tensor, array = BatchBuffers().take(SHAPE)
     tensor.fill_(9)
     gc.collect()
     del array
@@ -181,7 +181,7 @@ def test_threads_take_and_release_at_once() -> None:
         start.wait()
         for step in range(400):
             value = (thread * 61 + step) % 256
-            tensor, array = buffers.take(SHAPE, pin=False)
+            tensor, array = buffers.take(SHAPE)
             array[...] = value
             view = tensor[rng.randrange(6) :]
             del tensor, array
@@ -200,7 +200,7 @@ def test_threads_take_and_release_at_once() -> None:
 @pytest.mark.gpu
 def test_pinned_memory_is_page_locked() -> None:
     """On request, with the tensor and the array on the same bytes."""
-    tensor, array = BatchBuffers().take(SHAPE, pin=True)
+    tensor, array = BatchBuffers().take(SHAPE, "pinned")
     assert tensor.is_pinned()
     array[...] = 3
     assert bool((tensor == 3).all())

@@ -16,11 +16,12 @@ import fastload
 LAYERS = (
     "errors geometry order record",
     "batch buffers jpeg tiles huffman huffman_writer recut store store_writer sources workers transforms cache "
-    "failures",
+    "failures worker_info",
     "decode",
     "pack",
-    "dataset",
+    "dataset sampler",
     "prefetch",
+    "orders passes iterators reading thread_workers process_workers",
     "loader",
     "monitor doctor tune",
     "factory verify info unpack bench memory show cli",
@@ -84,10 +85,15 @@ def test_imports_go_round_in_no_circle() -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_the_pure_modules_need_neither_torch_nor_a_disk(module: str) -> None:
-    """errors, geometry, order and record are functions on ints and bytes: the standard library, and record's hash."""
-    assert foreign_imports(module) <= ({"xxhash"} if module == "record" else set())
+    """They are functions on ints, bytes and arrays: the standard library, record's hash, and order's NumPy."""
+    assert foreign_imports(module) <= {"record": {"xxhash"}, "order": {"numpy"}}.get(module, set())
     assert own_imports(module) <= set(PURE)
     assert {name.split(".")[0] for name in imports(module)}.isdisjoint({"os", "io", "pathlib", "threading", "random"})
+
+
+def test_the_sampler_knows_no_store() -> None:
+    """It works with any dataset and any loader: of ours it imports the order alone."""
+    assert own_imports("sampler") <= {"order", "errors"}
 
 
 def test_one_module_each_knows_lmdb_and_the_jpeg_library() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import queue
 import threading
 import time
 import traceback
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastload.buffers import BatchBuffers, scratch
-from fastload.workers import OrderedJobs, context, ordered_map
+from fastload.workers import Crew, OrderedJobs, Task, context, ordered_map
 
 NAME = "fastload-test"
 
@@ -428,26 +430,35 @@ def test_two_iterators_work_side_by_side() -> None:
     assert list(other) == [-1, -2, -3, -4, -5]
 
 
-# --- timeout and start
+# --- crews
 
 
-def test_a_result_that_does_not_come_is_a_timeout() -> None:
-    """A worker that hangs is a RuntimeError with the limit, and the iteration is over."""
-    go_on = threading.Event()
-    results = mapped(lambda _: go_on.wait(1.5), range(4), timeout=0.05)
-    with pytest.raises(RuntimeError, match=r"timed out after 0\.05 seconds"):
-        next(results)
-    assert next(results, "end") == "end"
-    go_on.set()
+class Note:
+    """A job of one part that says which thread did it."""
+
+    parts = 1
+
+    def __init__(self, wait: Callable[[], Any] = lambda: None) -> None:
+        self.wait = wait
+
+    def run(self, part: int) -> None:
+        self.wait()
+        self.name = threading.current_thread().name
+
+    def result(self) -> str:
+        return self.name
 
 
-def test_a_timeout_is_for_each_result() -> None:
-    """Work that takes longer in all, but not for one result, is no timeout."""
-    assert len(list(mapped(lambda _: time.sleep(0.02), range(40), threads=1, timeout=0.5))) == 40
+def done_by(crew: Crew, tasks: list[Task[Any]], finished: queue.SimpleQueue[Task[Any]]) -> list[Task[Any]]:
+    """The tasks, once they are finished."""
+    for _ in tasks:
+        finished.get(timeout=20)
+    crew.close()
+    return tasks
 
 
 def test_start_is_called_once_in_each_thread() -> None:
-    """Every thread calls it with its own number, before its first item."""
+    """Every thread calls it with its own number, before its first task."""
     started: dict[str, int] = {}
     together = threading.Barrier(3)
 
@@ -455,26 +466,70 @@ def test_start_is_called_once_in_each_thread() -> None:
         assert threading.current_thread().name not in started
         started[threading.current_thread().name] = number
 
-    def function(item: int) -> bool:
-        together.wait(20)  # so that each of the three threads takes one item
-        return threading.current_thread().name in started
-
-    assert list(mapped(function, range(3), threads=3, start=start)) == [True] * 3
+    finished: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
+    crew = Crew(3, name=NAME, start=start)
+    tasks = [Task(Note(lambda: together.wait(20)), finished) for _ in range(3)]
+    for task in tasks:
+        crew.put(task)
+    assert {task.result for task in done_by(crew, tasks, finished)} == set(started)
     assert started == {f"{NAME}-{number}": number for number in range(3)}
 
 
 @pytest.mark.parametrize("error", [ValueError("no start"), SystemExit(1)])
-def test_a_failing_start_is_the_error_of_the_first_result(error: BaseException) -> None:
-    """Nothing is computed by a thread that could not start, and nobody waits for it."""
-    computed: list[int] = []
+def test_a_thread_that_cannot_start_fails_its_tasks(error: BaseException) -> None:
+    """The first with the error, the others with one that names it; nobody waits, and nothing holds the threads."""
 
     def start(number: int) -> None:
         raise error
 
-    results = mapped(computed.append, range(5), start=start)
-    with pytest.raises(type(error)):
-        next(results)
-    assert computed == []
+    finished: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
+    crew = Crew(1, name=NAME, start=start)
+    tasks = [Task(Note(), finished) for _ in range(3)]
+    for task in tasks:
+        crew.put(task)
+    assert [type(task.error) for task in done_by(crew, tasks, finished)] == [type(error), RuntimeError, RuntimeError]
+    assert f"{NAME}-0 did not start: {type(error).__name__}: {error}" in str(tasks[1].error)
+    assert threads() == []
+
+
+def test_threads_that_work_apart_do_what_each_is_given() -> None:
+    """A queue for each: a busy thread's tasks wait for it, whoever is free."""
+    finished: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
+    crew = Crew(2, name=NAME, apart=True)
+    tasks = [Task(Note(lambda: time.sleep(0.05)), finished) for _ in range(4)]
+    for task in tasks:
+        crew.put(task, 1)
+    assert {task.result for task in done_by(crew, tasks, finished)} == {f"{NAME}-1"}
+
+
+def test_a_cancelled_task_is_not_done() -> None:
+    """It is finished all the same, with an error, so that nobody waits for it."""
+    finished: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
+    go_on = threading.Event()
+    crew = Crew(1, name=NAME)
+    tasks = [Task(Note(lambda: go_on.wait(20)), finished), Task(Note(), finished)]
+    for task in tasks:
+        crew.put(task)
+    tasks[1].cancel()
+    go_on.set()
+    first, second = done_by(crew, tasks, finished)
+    assert first.result == f"{NAME}-0"
+    assert isinstance(second.error, CancelledError)
+    assert not hasattr(second.job, "name")
+
+
+def test_a_stuck_thread_can_be_abandoned() -> None:
+    """`abandon` returns at once, and `close` within its patience; the thread ends when its call returns."""
+    go_on = threading.Event()
+    crew = Crew(1, name=NAME)
+    crew.put(Task(Note(lambda: go_on.wait(20)), queue.SimpleQueue()))
+    crew.abandon()
+    assert crew.closed
+    assert threads() == [f"{NAME}-0"]
+    go_on.set()
+    deadline = time.monotonic() + 20
+    while threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threads() == []
 
 
@@ -487,7 +542,7 @@ def test_context_is_each_threads_own() -> None:
         return before
 
     assert list(mapped(function, range(3), threads=1)) == [None, 0, 1]
-    assert (context.epoch, context.pin) == (None, False)
+    assert (context.epoch, context.draws, context.memory) == (None, None, "own")
 
 
 # --- buffers
@@ -556,7 +611,7 @@ def test_a_buffer_is_never_lent_while_anything_refers_to_it(steps: list[Any]) ->
                 del held[now]
             continue
         shape, way = now
-        tensor, array = buffers.take(shape, pin=False)
+        tensor, array = buffers.take(shape)
         assert tuple(tensor.shape) == array.shape == shape
         assert tensor.dtype == torch.uint8
         tensor.fill_(number)
@@ -571,27 +626,27 @@ def test_a_buffer_is_never_lent_while_anything_refers_to_it(steps: list[Any]) ->
 def test_every_way_to_hold_a_batch_holds_it(way: str) -> None:
     """While it is held the next batch has other memory; when it is released the memory is used again."""
     buffers = BatchBuffers()
-    tensor, array = buffers.take((2, 4, 4, 3), pin=False)
+    tensor, array = buffers.take((2, 4, 4, 3))
     first = tensor.data_ptr()
     held = HOLDS[way](tensor, array)
     del tensor, array
-    other, _ = buffers.take((2, 4, 4, 3), pin=False)
+    other, _ = buffers.take((2, 4, 4, 3))
     assert other.data_ptr() != first
     del held
     gc.collect()
-    again, _ = buffers.take((2, 4, 4, 3), pin=False)
+    again, _ = buffers.take((2, 4, 4, 3))
     assert again.data_ptr() == first
 
 
 def test_a_batch_that_nobody_holds_is_used_again() -> None:
     """A loop that drops each batch runs in one buffer: what was written to the last is still there."""
     buffers = BatchBuffers()
-    tensor, array = buffers.take((2, 4, 4, 3), pin=False)
+    tensor, array = buffers.take((2, 4, 4, 3))
     for number in range(1, 20):
         tensor.fill_(number)
         before = tensor.data_ptr()
         del tensor, array
-        tensor, array = buffers.take((2, 4, 4, 3), pin=False)
+        tensor, array = buffers.take((2, 4, 4, 3))
         assert tensor.data_ptr() == before
         assert (array == number).all()
 
@@ -601,7 +656,7 @@ def test_few_unused_buffers_are_kept() -> None:
     buffers = BatchBuffers()
     tracemalloc.start()
     try:
-        tensors = [buffers.take((1, 1000, 1000, 1), pin=False)[0] for _ in range(30)]
+        tensors = [buffers.take((1, 1000, 1000, 1))[0] for _ in range(30)]
         assert tracemalloc.get_traced_memory()[0] > 30e6
         del tensors
         assert 1e6 < tracemalloc.get_traced_memory()[0] < 10e6
@@ -617,7 +672,7 @@ def test_memory_comes_back_from_other_threads() -> None:
     def use(number: int) -> None:
         kept: list[torch.Tensor] = []
         for step in range(300):
-            tensor, array = buffers.take((1 + step % 2, 8, 8, 3), pin=False)
+            tensor, array = buffers.take((1 + step % 2, 8, 8, 3))
             array[...] = number
             kept.append(tensor[0])
             if len(kept) > 5:

@@ -1,0 +1,154 @@
+"""What all iterators of a loader have in common, and the one that needs no workers.
+
+They are torch's own iterators (`torch.utils.data.dataloader._BaseDataLoaderIter` and below), over a `Pass` instead of a
+bare sampler: it says which epoch a batch belongs to, and is told which batches have reached the user.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind, _SingleProcessDataLoaderIter
+
+from .batch import collate
+from .orders import State
+from .passes import Pass, Ticket
+from .worker_info import hidden_worker_info
+from .workers import context
+
+
+class PassIterator(_BaseDataLoaderIter):
+    """A pass over a loader's batches, on top of one of torch's iterators."""
+
+    _sampler_iter: Pass
+    _index_sampler: Any  # the loader's `Passes`
+
+    @abstractmethod
+    def _shutdown_workers(self) -> None:
+        """End all workers; no more batches come."""
+
+    def __next__(self) -> Any:
+        try:
+            if self._sampler_iter.untouched:
+                self._sampler_iter.untouched = False
+                if not self._index_sampler.still(self._sampler_iter):
+                    self._reset(
+                        View(None, generator=None, _IterableDataset_len_called=self._IterableDataset_len_called)
+                    )
+            while self._sampler_iter.discard > 0:
+                super().__next__()
+                self._sampler_iter.discard -= 1
+            return super().__next__()
+        except StopIteration:
+            self._sampler_iter.finished = True
+            raise
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: leave nothing behind, though the traceback may keep this iterator alive
+            self._abort()
+            raise
+
+    def _settle(self) -> None:
+        """Begin anew where an epoch was chosen after `iter`."""
+        if not self._index_sampler.still(self._sampler_iter):
+            self._reset(View(None, generator=None, _IterableDataset_len_called=self._IterableDataset_len_called))
+        self._sampler_iter.untouched = False
+
+    def _abort(self) -> None:
+        """End all workers at once."""
+        self._shutdown_workers()
+
+    def close(self) -> None:
+        """End the workers now; dropping the iterator does the same."""
+        self._shutdown_workers()
+
+    def _took(self, number: int) -> None:
+        """Note that batch `number` has reached the user. Those of a stream are counted: some numbers stay unused."""
+        self._sampler_iter.take(None if self._dataset_kind == _DatasetKind.Iterable else number)
+
+    def _unpacked(self, data: Any, worker: int) -> Any:
+        """The batch, once what came with it from worker `worker` is noted."""
+        current = self._sampler_iter
+        current.turn = (worker + 1) % max(1, self._num_workers)
+        if isinstance(data, Stated):
+            current.workers[worker] = {"state": data.state, "last": data.last}
+            return data.batch
+        return data
+
+
+class SingleIterator(_SingleProcessDataLoaderIter, PassIterator):
+    """A pass without workers."""
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        if self._sampler_iter.workers:
+            dataset: Any = self._dataset
+            dataset.load_state_dict(self._sampler_iter.workers[0]["state"])
+            self._dataset_fetcher = type(self._dataset_fetcher)(
+                self._dataset, self._auto_collation, self._collate_fn, self._drop_last
+            )
+            self._dataset_fetcher.ended = self._sampler_iter.workers[0]["last"]
+
+    def _shutdown_workers(self) -> None:
+        """There are none."""
+
+    def _next_index(self) -> Any:
+        return open_ticket(super()._next_index())  # type: ignore[no-untyped-call]  # torch's
+
+    def _next_data(self) -> Any:
+        outer = context.epoch, context.draws
+        try:
+            data = super()._next_data()  # type: ignore[no-untyped-call]  # torch's
+        finally:
+            context.epoch, context.draws = outer
+            self._took(self._sampler_iter.number)
+        return self._unpacked(data, 0)
+
+
+def open_ticket(index: Any) -> Any:
+    """The indices on a ticket, for this thread to read, and what goes with them in `context`."""
+    if not isinstance(index, Ticket):
+        return index
+    context.epoch, context.draws = index.epoch, index.draws
+    return index.indices
+
+
+class Stated(NamedTuple):
+    """A batch of an iterable dataset, the dataset's state after it, and whether it was the worker's last one."""
+
+    batch: Any
+    state: State
+    last: bool
+
+
+class CollateWithState:
+    """A collate_fn for an iterable dataset that has a state: the state of this worker's copy goes with each batch."""
+
+    def __init__(self, collate_fn: Any, dataset: Any, batch_size: int | None) -> None:
+        self._collate, self._dataset, self._batch_size = collate_fn, dataset, batch_size
+
+    def __call__(self, samples: Any) -> Stated:
+        info = get_worker_info()
+        dataset: Any = self._dataset if info is None else info.dataset
+        last = self._batch_size is not None and len(samples) < self._batch_size
+        return Stated(collated(self._collate, samples), dataset.state_dict(), last)
+
+
+def collated(collate_fn: Any, samples: Any) -> Any:
+    """A batch made of samples. torch's default_collate would make it in shared memory, if it saw a worker."""
+    if collate_fn not in (collate, default_collate):
+        return collate_fn(samples)
+    with hidden_worker_info():
+        return collate_fn(samples)
+
+
+class View:
+    """A loader as torch's iterators see it, with some attributes that differ."""
+
+    def __init__(self, loader: Any, **others: Any) -> None:
+        self.__dict__.update(others, _loader=loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_loader"], name)
