@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
+from torch._C._autograd import _profiler_enabled
 from torch.utils.data import default_collate, get_worker_info
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind, _SingleProcessDataLoaderIter
 
@@ -40,7 +41,13 @@ class PassIterator(_BaseDataLoaderIter):
             while self._sampler_iter.discard > 0:
                 super().__next__()
                 self._sampler_iter.discard -= 1
-            return super().__next__()
+            if _profiler_enabled() or self._dataset_kind == _DatasetKind.Iterable:
+                return super().__next__()
+            data: Any = (
+                self._next_data()
+            )  # torch's __next__ without its entry for the profiler, 20 us that nobody reads
+            self._num_yielded += 1
+            return data
         except StopIteration:
             self._sampler_iter.finished = True
             raise

@@ -150,16 +150,16 @@ class _Shuffled:
         return True
 
     def batches(self, share: Share) -> Iterator[tuple[Any, Indices | None]]:
-        size = self._size or _BLOCK
+        size = self._size or 1
         end = len(share) // size * size if self._drop_last else len(share)
-        for start in range(0, end, size):
-            stop = min(start + size, end)
+        block = -(-_BLOCK // size) * size  # some thousand at a time: a single batch costs nearly as much
+        for start in range(0, end, block):
+            stop = min(start + block, end)
             indices, draws = share.take(start, stop), share.draws(start, stop)
-            if self._size is not None:
-                yield indices if self._as_arrays else indices.tolist(), draws
-            else:
-                for place, index in enumerate(indices.tolist()):
-                    yield index, None if draws is None else draws[place : place + 1]
+            for place in range(0, stop - start, size):
+                batch = indices[place : place + size]
+                shown = batch if self._as_arrays else batch.tolist() if self._size else int(batch[0])
+                yield shown, None if draws is None else draws[place : place + size]
 
     def state_at(self, share: Share, taken: int) -> State:
         return self._named(self._sampler.state_at(share, min(taken * (self._size or 1), len(share))))
@@ -269,7 +269,7 @@ class _Replayed:
         if size is None:
             return itertools.islice(sampler, skip, None)
         if type(sampler) is SequentialSampler:
-            return self._slices(np.arange, len(sampler), skip)
+            return self._slices(np.arange if self._as_arrays else range, len(sampler), skip)
         if type(sampler) is RandomSampler and _is_one_permutation(sampler):
             return self._shuffled(sampler, skip)
         rest = itertools.islice(sampler, skip, None) if skip else sampler
@@ -284,12 +284,14 @@ class _Replayed:
         if given is not None:
             torch.randperm(count, generator=given)
 
-    def _slices(self, of: Callable[[int, int], Indices], count: int, skip: int) -> Iterator[Any]:
+    def _slices(self, of: Callable[[int, int], Any], count: int, skip: int) -> Iterator[Any]:
         size = self._size or 1
         end = skip + max(0, count - skip) // size * size if self._drop_last else count
         for start in range(skip, end, size):
             indices = of(start, min(start + size, end))
-            yield indices if self._as_arrays else indices.tolist() if self._size else int(indices[0])
+            if not self._as_arrays:
+                indices = indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
+            yield indices if self._size else indices[0]
 
     def generator(self) -> torch.Generator | None:
         """The generator that the order comes from; None where none is used."""

@@ -169,8 +169,8 @@ class ThreadIterator(PassIterator):
 
     def _next_task(self) -> _Batches:
         """The next task of this pass that is done; one may end a worker's part of the data."""
-        deadline = time.monotonic() + self._timeout if self._timeout > 0 else None
         forget_finished(self._done)
+        deadline = None if self._timeout <= 0 else time.monotonic() + self._timeout
         while True:
             task = self._finished_task()
             if task is not None:

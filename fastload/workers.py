@@ -94,7 +94,7 @@ class Task(Generic[R]):
         self.error: BaseException | None = None
         self.finished = False
         self._left = job.parts
-        self._lock = threading.Lock()
+        self._lock = threading.Lock() if job.parts > 1 else None
 
     def cancel(self) -> None:
         """Do no part of it that isn't begun."""
@@ -109,10 +109,7 @@ class Task(Generic[R]):
                 self.job.run(part)
         except BaseException as error:
             self.error = error
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
+        if self._is_last():
             try:
                 if self.error is None:
                     self.result = self.job.result()
@@ -122,6 +119,13 @@ class Task(Generic[R]):
             sink = self.sink
             del self.sink  # it may hold this task until it is emptied
             sink.put(self)
+
+    def _is_last(self) -> bool:
+        if self._lock is None:
+            return True
+        with self._lock:
+            self._left -= 1
+            return self._left == 0
 
 
 _Queue = queue.SimpleQueue[tuple[Task[Any], int] | None]
@@ -266,9 +270,8 @@ class OrderedJobs(Iterator[R]):
 
 def forget_finished(done: queue.SimpleQueue[Task[R]]) -> None:
     """Empty the queue of finished tasks: they are found finished anyhow, and their results take up memory."""
-    with contextlib.suppress(queue.Empty):
-        while True:
-            done.get_nowait()
+    while not done.empty():
+        done.get()
 
 
 def wait_for_any(done: queue.SimpleQueue[Task[R]], seconds: float = 1.0) -> None:
