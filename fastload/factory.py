@@ -14,7 +14,7 @@ from .loader import DataLoader
 from .prefetch import DevicePrefetcher
 from .sampler import ShuffleSampler
 from .transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
-from .tune import default_workers
+from .tune import default_processes, default_workers
 
 
 def make_loader(
@@ -25,9 +25,13 @@ def make_loader(
     size: int = 224,
     device: torch.device | str | int | None = "auto",
     num_workers: int | Literal["auto"] = "auto",
+    threads_per_worker: int | None = None,
     seed: int = 0,
     pace: float | None = None,
     drop_last: bool | None = None,
+    pad: bool = True,
+    window: int | None = None,
+    weights: Sequence[float] | Literal["balanced"] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
@@ -43,15 +47,19 @@ def make_loader(
         resized to size * 256 / 224 and the centre cropped.
     device: "auto" and None take CUDA where there is some. Batches go there through pinned memory, two ahead.
     num_workers: threads; "auto" measures what a sample costs (0.15 s) and takes as many as are of use, at most the
-        cores that this rank may use. pace: samples per second that your model takes, if you know it: fewer threads
-        may do.
+        cores that this rank may use; for a store without a cache in several processes, where one interpreter lock is
+        too few. threads_per_worker: makes the workers processes of so many threads. pace: samples per second that
+        your model takes, if you know it: fewer threads may do.
     drop_last: leave out the last, smaller batch; by default only for training. Among ranks it also leaves out the
-        samples that don't divide evenly; without it some come twice, as DistributedSampler has it.
+        samples that don't divide evenly.
+    pad, window, weights: see `ShuffleSampler`. Without drop_last some samples come twice among ranks; pad=False keeps
+        an evaluation exact, and then some ranks may get one batch less.
     mean, std, dtype: normalise and cast on the device, see `DevicePrefetcher`.
     seed: of the order and the random transforms.
 
-    Where torch.distributed is initialised, each rank gets its share by a DistributedSampler. Every `iter()` is the next
-    epoch, in order and pictures, on all ranks alike; `set_epoch` chooses one.
+    Where torch.distributed is initialised, each rank gets its share of one order, the same for any number of ranks.
+    Every `iter()` is the next epoch, in order and pictures, on all ranks alike; `set_epoch` chooses one. `state_dict`
+    and `load_state_dict` resume anywhere, on any number of ranks.
 
     The loader below is `.loader`, the dataset `.loader.dataset`.
 
@@ -68,14 +76,23 @@ def make_loader(
     drop_last = train if drop_last is None else drop_last
     where = None if device == "auto" else device
     on_cuda = torch.cuda.is_available() and torch.device("cuda" if where is None else where).type == "cuda"
+    if num_workers == "auto":
+        if dataset is path_or_dataset or cache is not None:  # others' datasets may not be able to go to processes
+            num_workers = default_workers(dataset, pace)
+        else:
+            num_workers, threads = default_processes(dataset, pace)
+            threads_per_worker = threads_per_worker or threads
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size,
-        sampler=ShuffleSampler(dataset, seed=seed, shuffle=train, drop_last=drop_last),
-        num_workers=default_workers(dataset, pace) if num_workers == "auto" else num_workers,
+        sampler=ShuffleSampler(
+            dataset, seed=seed, shuffle=train, drop_last=drop_last, pad=pad, window=window, weights=weights
+        ),
+        num_workers=num_workers,
         pin_memory=on_cuda,
         drop_last=drop_last,
-        worker_type="thread",
+        worker_type="thread" if threads_per_worker is None else "process",
+        threads_per_worker=threads_per_worker,
     )
     return DevicePrefetcher(loader, where, mean=mean, std=std, dtype=dtype)
 

@@ -21,6 +21,7 @@ from .iterators import CollateWithState, SingleIterator, View
 from .orders import State
 from .passes import Passes, datasets_below
 from .process_workers import ProcessIterator
+from .sampler import ShuffleSampler
 from .thread_workers import ThreadIterator
 
 WorkerType = Literal["auto", "thread", "process"]
@@ -148,6 +149,19 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         if self._iterator is not None and getattr(self._iterator, "_shutdown", False):  # its workers have died
             self._iterator = None
         return super().__iter__()
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        """Whether Accelerate's `prepare` is to hand this loader back as it is.
+
+        It deals every loader's batches out to its processes, and would deal a second time what a `ShuffleSampler` has
+        dealt out, so that each process saw a share of its share.
+        """
+        return isinstance(self.sampler, ShuffleSampler) and self.sampler.num_replicas > 1
+
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, prepared: bool) -> None:
+        """Accelerate marks what it has prepared."""
 
     @property
     def _index_sampler(self) -> Any:

@@ -122,6 +122,9 @@ class ShuffleSampler(DistributedSampler[int]):
     pad: where the samples don't divide evenly, repeat some from the start of the epoch, so that all ranks get as many
         (as DistributedSampler does). False: some ranks get one less, and every sample comes once: for evaluation.
 
+    With Accelerate, whose `prepare` deals batches out itself, use ShuffleSampler(n, rank=0, world=1); a loader with one
+    that deals out itself is handed back as it is, and its batches stay where they are (`DevicePrefetcher` moves them).
+
     All arguments are attributes; `epoch` is that of the next `iter()`, `chosen` counts the calls of `set_epoch`.
 
     `state_dict` counts what was handed out. A loader with workers takes samples ahead of time: use the state of

@@ -1,7 +1,8 @@
 """How many workers? Measured on the very dataset, on this machine, now.
 
 `measure` runs the loader with 1, 2, ... threads for a moment each; `recommend` reads the table. `default_workers` is
-what `make_loader` can afford at start: the cost of a few samples on one thread says how many threads are of use.
+what `make_loader` can afford at start: the cost of a few samples on one thread says how many threads are of use, and
+how many one interpreter lock can keep busy.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ GIL_SECONDS = 60e-6
 """Time that a decoded sample holds the interpreter lock (measured: about 50 us); threads beyond cost / this wait."""
 
 _HEADROOM = 1.25
+_LOCK_SHARE = 0.75
 _QUICK_SECONDS = 0.15
 
 
@@ -90,18 +92,35 @@ def recommend(rates: Sequence[Rate], pace: float | None = None) -> int:
     return min(enough) if enough else max(rates, key=lambda rate: rate.samples_per_second).workers
 
 
+class Workers(NamedTuple):
+    """`num_workers` and `threads_per_worker` for a loader: threads alone where the latter is None."""
+
+    num_workers: int
+    threads_per_worker: int | None
+
+
 def default_workers(dataset: ImageDataset, pace: float | None = None) -> int:
     """Threads for a dataset, from the cost of a few of its samples on one thread (0.15 s at most).
 
     At most the cores that this rank may use: the usable ones, divided among the ranks on this node (`LOCAL_WORLD_SIZE`,
     as torchrun sets it). pace: samples per second that the consumer takes; None for as many as it gets.
     """
-    cores = usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     cost = _sample_cost(dataset)
-    useful = max(1, math.ceil(cost / GIL_SECONDS))
-    if pace is not None:
-        useful = min(useful, math.ceil(_HEADROOM * pace * cost))
-    return max(1, min(cores, useful))
+    return max(1, min(_wanted(cost, pace), math.ceil(cost / GIL_SECONDS)))
+
+
+def default_processes(dataset: ImageDataset, pace: float | None = None) -> Workers:
+    """`default_workers`, spread over processes where one interpreter lock would be held over 75% of the time."""
+    cost = _sample_cost(dataset)
+    wanted = _wanted(cost, pace)
+    processes = math.ceil(wanted / max(1, int(_LOCK_SHARE * cost / GIL_SECONDS)))
+    return Workers(wanted, None) if processes == 1 else Workers(processes, math.ceil(wanted / processes))
+
+
+def _wanted(cost: float, pace: float | None) -> int:
+    """How many cores would be busy with samples of `cost` seconds."""
+    cores = max(1, usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return cores if pace is None else max(1, min(cores, math.ceil(_HEADROOM * pace * cost)))
 
 
 def _sample_cost(dataset: ImageDataset) -> float:

@@ -634,6 +634,9 @@ def test_a_result_that_does_not_come_is_a_timeout() -> None:
     with pytest.raises(RuntimeError, match="timed out after"):
         next(iter(DataLoader(Hangs(), num_workers=1, timeout=0.1)))
     release.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("fastload-worker"):
+            thread.join(20)
 
 
 @pytest.mark.parametrize("on_error", ["placeholder", "raise"])
