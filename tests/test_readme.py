@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -88,14 +89,70 @@ def test_the_blocks_run(
         elif language == "python":
             names.pop("images", None)
             exec(compile(block, "README.md", "exec"), names)
-            assert names["images"].shape == (64, 3, 224, 224)
-            assert names["labels"].shape == (64,)
+            count = len(names["images"])
+            assert names["images"].shape == (count, 3, 224, 224)
+            assert names["labels"].shape == (count,)
             ran.append("python")
     assert ran[0] == "fastload"
     assert ran.count("python") >= 2
     assert len(fastload.Store("db.lmdb")) == 70
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert f"torch.Size([64, 3, 224, 224]) torch.float32 {device}" in capsys.readouterr().out
+
+
+def block_with(words: str) -> str:
+    """The Python block that has these words."""
+    (block,) = (block for language, block in BLOCKS if language == "python" and words in block)
+    return block
+
+
+@pytest.fixture
+def names(where_images_are: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the blocks on resuming take for granted; `read` lists the indices that the dataset is asked for."""
+    fastload.pack("images/", "db.lmdb")
+    read: list[int] = []
+    begin = fastload.ImageDataset.begin
+
+    def recorded(self: Any, indices: Any) -> Any:
+        read.extend(int(index) for index in indices)
+        return begin(self, indices)
+
+    monkeypatch.setattr(fastload.ImageDataset, "begin", recorded)
+    dataset = fastload.ImageDataset("db.lmdb", fastload.transforms.RandomResizedCrop(224))
+    return {"dataset": dataset, "fastload": fastload, "torch": torch, "DataLoader": fastload.DataLoader, "read": read}
+
+
+def test_the_block_on_resuming_goes_on_where_it_stopped(names: dict[str, Any]) -> None:
+    """Two batches, then the other three, the last one small; the third is that of an epoch without a stop."""
+    block = block_with("torch.save(loader.state_dict()")
+    exec(
+        compile(block.replace("    ...  #", "    third = images if step == 3 else third  #"), "README.md", "exec"),
+        names,
+    )
+    assert names["step"] == 5
+    assert len(names["images"]) == 70 - 4 * 16
+    sampler = fastload.ShuffleSampler(names["dataset"], seed=1)
+    names["dataset"].set_epoch(0)
+    whole = list(fastload.DataLoader(names["dataset"], batch_size=16, sampler=sampler))
+    assert torch.equal(names["third"], whole[2][0])
+
+
+def test_the_block_on_ranks_reads_every_sample(names: dict[str, Any]) -> None:
+    """Eight ranks and then six: all of the epoch, and the first four of it again, where 38 don't divide by six."""
+    exec(compile(block_with("loader_of(rank, 8)"), "README.md", "exec"), names)
+    order = fastload.ShuffleSampler(70, seed=1).share().take(0, 70).tolist()
+    assert sorted(names["read"][:32]) == sorted(order[:32])
+    assert sorted(names["read"]) == sorted(order + order[:4])
+
+
+def test_the_table_of_arguments_has_every_argument() -> None:
+    """Those of the constructor, each once, and the new ones by the defaults that the table gives."""
+    table = re.search(r"^\| argument \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    assert table is not None
+    rows = [row.split("|") for row in table[0].strip().splitlines()[2:]]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row[1])]
+    assert sorted(listed) == sorted(set(inspect.signature(fastload.DataLoader.__init__).parameters) - {"self"})
+    assert all(cell.strip() for row in rows for cell in row[1:-1])
 
 
 def test_every_shell_line_is_known() -> None:
