@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from .batch import collate
 from .dataset import ImageDataset
 from .iterators import CollateWithState, SingleIterator, View
-from .orders import State
+from .orders import State, reads_whole_batches
 from .passes import Passes, datasets_below
 from .process_workers import ProcessIterator
 from .sampler import ShuffleSampler
@@ -83,6 +83,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
             raise ValueError(f"worker_type is {worker_type!r}; it may be {', '.join(get_args(WorkerType))}")
         if threads_per_worker is not None:
             _check_threads_per_worker(threads_per_worker, worker_type, num_workers, dataset)
+            if prefetch_factor is None and not reads_whole_batches(dataset):  # each batch is one thread's
+                prefetch_factor = threads_per_worker + 1
         self.worker_type: WorkerType = worker_type
         self.threads_per_worker = threads_per_worker
         batched = batch_size is not None or batch_sampler is not None

@@ -12,6 +12,7 @@ signals, order, time-outs, pinning and shutdown are torch's. What is added stand
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import queue
@@ -253,7 +254,8 @@ class _CrewQueue:
 
     def put(self, task: _Batch) -> None:
         """Send what a thread has read to the consumer."""
-        self._results.put((task.number, task.outcome()))
+        with contextlib.suppress(ValueError):  # the queue is closed: the worker is ending
+            self._results.put((task.number, task.outcome()))
         with self._idle:
             self._under_way -= 1
             self._idle.notify_all()

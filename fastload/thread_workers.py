@@ -95,14 +95,10 @@ class ThreadIterator(PassIterator):
         start = functools.partial(
             _start, self._dataset, self._num_workers, int(self._base_seed), self._init_fn, states, started
         )
-        kept = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-        self._crew = Crew(self._num_workers, name="fastload-worker", start=start, apart=not self._reader.whole)
-        if self._init_fn is not None:
-            for _ in range(self._num_workers):
+        with contextlib.nullcontext() if self._init_fn is None else _generators_kept():
+            self._crew = Crew(self._num_workers, name="fastload-worker", start=start, apart=not self._reader.whole)
+            for _ in range(self._num_workers if self._init_fn is not None else 0):
                 _take(started)
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
-            torch.set_rng_state(kept[2])
 
     def _draw_from(self, turn: Pass) -> None:
         self._groups = _groups(turn, self._batches_per_read)
@@ -312,6 +308,18 @@ def _start(
             dataset.load_state_dict(states[number]["state"])
     finally:
         started.put(None)
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Put the random generators of the process back as they were."""
+    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torchs)
 
 
 def _take(queue_: queue.SimpleQueue[None]) -> None:
