@@ -6,10 +6,12 @@ bare sampler: it says which epoch a batch belongs to, and is told which batches 
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
 from torch._C._autograd import _profiler_enabled
+from torch._utils import ExceptionWrapper
 from torch.utils.data import default_collate, get_worker_info
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind, _SingleProcessDataLoaderIter
 
@@ -33,11 +35,7 @@ class PassIterator(_BaseDataLoaderIter):
     def __next__(self) -> Any:
         try:
             if self._sampler_iter.untouched:
-                self._sampler_iter.untouched = False
-                if not self._index_sampler.still(self._sampler_iter):
-                    self._reset(
-                        View(None, generator=None, _IterableDataset_len_called=self._IterableDataset_len_called)
-                    )
+                self._settle()
             while self._sampler_iter.discard > 0:
                 super().__next__()
                 self._sampler_iter.discard -= 1
@@ -76,13 +74,25 @@ class PassIterator(_BaseDataLoaderIter):
         self._sampler_iter.take(None if self._dataset_kind == _DatasetKind.Iterable else number)
 
     def _unpacked(self, data: Any, worker: int) -> Any:
-        """The batch, once what came with it from worker `worker` is noted."""
+        """The batch, once what came with it from worker `worker` is noted; or its error, raised."""
+        if isinstance(data, ExceptionWrapper):
+            _reraise(data)
         current = self._sampler_iter
         current.turn = (worker + 1) % max(1, self._num_workers)
         if isinstance(data, Stated):
             current.workers[worker] = {"state": data.state, "last": data.last}
             return data.batch
         return data
+
+
+def _reraise(wrapper: ExceptionWrapper) -> None:
+    """Raise a worker's error, without the frames that torch's `reraise` leaves: they hold the error, and it them."""
+    if issubclass(wrapper.exc_type, StopIteration):  # it would pass for the end of the epoch
+        raise RuntimeError(f"Caught StopIteration {wrapper.where}.\nOriginal {wrapper.exc_msg}")
+    try:
+        wrapper.reraise()
+    except BaseException as error:
+        raise error.with_traceback(None) from None
 
 
 class SingleIterator(_SingleProcessDataLoaderIter, PassIterator):
@@ -92,7 +102,7 @@ class SingleIterator(_SingleProcessDataLoaderIter, PassIterator):
         super().__init__(loader)
         if self._sampler_iter.workers:
             dataset: Any = self._dataset
-            dataset.load_state_dict(self._sampler_iter.workers[0]["state"])
+            dataset.load_state_dict(copy.deepcopy(self._sampler_iter.workers[0]["state"]))
             self._dataset_fetcher = type(self._dataset_fetcher)(
                 self._dataset, self._auto_collation, self._collate_fn, self._drop_last
             )
@@ -108,9 +118,13 @@ class SingleIterator(_SingleProcessDataLoaderIter, PassIterator):
         outer = context.epoch, context.draws
         try:
             data = super()._next_data()  # type: ignore[no-untyped-call]  # torch's
+        except Exception as error:
+            if not isinstance(error, StopIteration):  # a batch that fails is behind the user, as with workers
+                self._took(self._sampler_iter.number)
+            raise
         finally:
             context.epoch, context.draws = outer
-            self._took(self._sampler_iter.number)
+        self._took(self._sampler_iter.number)
         return self._unpacked(data, 0)
 
 
@@ -140,7 +154,8 @@ class CollateWithState:
         info = get_worker_info()
         dataset: Any = self._dataset if info is None else info.dataset
         last = self._batch_size is not None and len(samples) < self._batch_size
-        return Stated(collated(self._collate, samples), dataset.state_dict(), last)
+        batch, state = collated(self._collate, samples), dataset.state_dict()
+        return Stated(batch, copy.deepcopy(state), last)  # the dataset may go on to change what it gave
 
 
 def collated(collate_fn: Any, samples: Any) -> Any:

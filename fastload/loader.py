@@ -7,6 +7,7 @@ batches come, in which order and epoch, is the business of `passes`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -126,7 +127,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         After the last batch, and before the loop has ended, it resumes as a pass without batches; after the loop it is
         the beginning of the next epoch.
         """
-        return self._passes.state_dict() | {"num_workers": self.num_workers if self._is_stream else None}
+        seeding = self.generator if self._iterator is None else None  # kept workers have their seeds
+        return self._passes.state_dict(seeding) | {"num_workers": self.num_workers if self._is_stream else None}
 
     def load_state_dict(self, state: State) -> None:
         """Let the next `iter()` go on where `state` was made; nothing of what was consumed is read again.
@@ -146,6 +148,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         if self._iterator is not None:
             self._iterator._shutdown_workers()  # type: ignore[attr-defined]  # only iterators with workers are kept
             self._iterator = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of a loader is at a place of its own."""
+        self.__dict__.update(state, _passes=copy.copy(state["_passes"]))
 
     def __iter__(self) -> _BaseDataLoaderIter:
         if self._iterator is not None and getattr(self._iterator, "_shutdown", False):  # its workers have died

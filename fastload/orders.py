@@ -64,11 +64,14 @@ class Order(Protocol):
     def epoch(self) -> int | None:
         """The sampler's own epoch, that of the next run; None where it has none."""
 
-    def fresh(self) -> State:
-        """The state before the next run."""
+    def fresh(self, seeding: torch.Generator | None) -> State:
+        """The state before the next run. seeding: the generator that gives the loader's own seed before that."""
 
     def load(self, state: State) -> None:
         """Let the next run begin where `state` was made; ValueError if that is of another order."""
+
+    def resumes(self) -> bool:
+        """Whether the next run goes on from a loaded state: no other epoch was chosen since."""
 
     def forget(self) -> None:
         """Drop a loaded state."""
@@ -81,7 +84,7 @@ def order_of(dataset: Any, sampler: Any, batch_sampler: Any) -> Order:
     if not plain:
         return _Replayed(batch_sampler, None, False, as_arrays, isinstance(dataset, IterableDataset))
     size, drop_last = (None, False) if batch_sampler is None else (batch_sampler.batch_size, batch_sampler.drop_last)
-    if isinstance(sampler, ShuffleSampler):
+    if isinstance(sampler, ShuffleSampler) and type(sampler).__iter__ is ShuffleSampler.__iter__:
         return _Shuffled(sampler, size, drop_last, as_arrays)
     if isinstance(dataset, IterableDataset):
         return _Replayed(sampler if batch_sampler is None else batch_sampler, None, False, False, True)
@@ -93,8 +96,24 @@ def reads_whole_batches(dataset: Any) -> bool:
     return isinstance(dataset, ImageDataset) and dataset.reads_whole_batches
 
 
-def _check_kind(state: State, kind: str) -> None:
-    if state.get("kind") != kind:
+def is_count(value: Any) -> bool:
+    """Whether it is an int from 0 to 2**63 - 1."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether a value in a state is the expected one, whatever it may be (tensors can't be compared with `!=`)."""
+    return type(found) is type(expected) and bool(found == expected)
+
+
+def _check(state: State, kind: str, size: int | None) -> None:
+    """Refuse a state of another kind of order; size: of this one's batches."""
+    if state.get("early") and not same(state.get("batch_size"), size):
+        raise ValueError(
+            f"the state was made with in_order=False and batches of {state.get('batch_size')}, some of which had come "
+            f"early, so it takes the same batch_size; here it is {size}"
+        )
+    if not same(state.get("kind"), kind):
         raise ValueError(
             f"the state was made with another order: of {state.get('kind')!r}, this loader's is of {kind!r}; "
             "make the loader with the same sampler and arguments"
@@ -120,8 +139,10 @@ class _Shuffled:
 
     def __init__(self, sampler: ShuffleSampler, size: int | None, drop_last: bool, as_arrays: bool) -> None:
         self._sampler, self._size, self._drop_last, self._as_arrays = sampler, size, drop_last, as_arrays
+        self._loaded: tuple[int, int] | None = None
 
     def begin(self) -> _ShuffledRun:
+        self._loaded = None
         return _ShuffledRun(self, self._sampler.share())
 
     @property
@@ -162,22 +183,25 @@ class _Shuffled:
                 yield shown, None if draws is None else draws[place : place + size]
 
     def state_at(self, share: Share, taken: int) -> State:
-        return self._named(self._sampler.state_at(share, min(taken * (self._size or 1), len(share))))
+        return self._named(self._sampler.state_at(share, taken * (self._size or 1)))
 
-    def fresh(self) -> State:
+    def fresh(self, seeding: torch.Generator | None) -> State:
         return self._named(self._sampler.state_at(self._sampler.peek(), 0))
 
     def _named(self, state: State) -> State:
         return {"kind": "ShuffleSampler", "batch_size": self._size, "sampler": state}
 
     def load(self, state: State) -> None:
-        _check_kind(state, "ShuffleSampler")
-        if state.get("early") and state.get("batch_size") != self._size:
-            raise ValueError(
-                f"the state was made with in_order=False and batches of {state.get('batch_size')}, some of which had "
-                f"come early, so it takes the same batch_size; here it is {self._size}"
-            )
+        _check(state, "ShuffleSampler", self._size)
         self._sampler.load_state_dict(state.get("sampler"))  # type: ignore[arg-type]  # which checks it
+        self._loaded = self._place()
+
+    def resumes(self) -> bool:
+        return self._loaded == self._place()
+
+    def _place(self) -> tuple[int, int]:
+        share = self._sampler.peek()
+        return share.epoch, share.start
 
     def forget(self) -> None:
         """Nothing to do: the sampler drops its state by itself when another epoch is chosen."""
@@ -188,12 +212,14 @@ class _ReplayedRun:
 
     rng: the state of the order's generator to begin with, None for that of the moment when the first batch is drawn;
     then it becomes that. after: the state when the first batch was drawn.
+    guessed: whether it may still prove not to be the next run. ended: whether all was drawn.
     """
 
-    def __init__(self, order: _Replayed, skip: int, rng: torch.Tensor | None) -> None:
-        self._order, self._skip, self.rng = order, skip, rng
+    def __init__(self, order: _Replayed, skip: int, rng: torch.Tensor | None, guessed: bool = False) -> None:
+        self._order, self._skip, self.rng, self.guessed = order, skip, rng, guessed
         self.epoch = order.epoch()
         self.after: torch.Tensor | None = None
+        self.ended = False
         self._batches: Iterator[Any] | None = None
 
     def __next__(self) -> tuple[Any, None]:
@@ -205,7 +231,7 @@ class _ReplayedRun:
     def draw_first(self) -> None:
         """Draw the first batch; torch's samplers use their generator then."""
         order = self._order
-        source, generator = order.source(self._skip), order.generator()
+        source, generator = order.source(self._skip, self._end), order.generator()
         if generator is None:
             self._batches = source
             return
@@ -213,11 +239,17 @@ class _ReplayedRun:
         if self.rng is not None:
             generator.set_state(self.rng)
         first = list(itertools.islice(source, 1))
+        order.seen = order.epoch()
         self.after = generator.get_state()
         if self.rng is not None and generator is torch.default_generator:  # everybody's: put it back
             generator.set_state(now)
         self.rng = now if self.rng is None else self.rng
         self._batches = itertools.chain(first, source)
+
+    def _end(self) -> None:
+        self.ended = True
+        if not self.guessed:
+            self._order.draw_last()
 
     def state_dict(self, taken: int) -> State:
         rng = self._order.own_rng() if self.rng is None else self.rng
@@ -235,20 +267,23 @@ class _Replayed:
         self._as_arrays, self._stream = as_arrays, stream
         self._unit = "batches" if size is None else "samples"
         self._resume: State | None = None
+        self.seen: int | None = None
+        """The sampler's epoch when a run was drawn last: some samplers move on by themselves."""
 
     def begin(self) -> _ReplayedRun:
-        state, self._resume = self._resume, None
-        if state is None or state["sampler_epoch"] != self.epoch():
-            return _ReplayedRun(self, 0, None)
-        return _ReplayedRun(self, state["skip"], state["rng"])
+        state, self._resume = self._resume if self.resumes() else None, None
+        return _ReplayedRun(self, 0, None) if state is None else _ReplayedRun(self, state["skip"], state["rng"])
+
+    def resumes(self) -> bool:
+        return self._resume is not None and self._resume["sampler_epoch"] == self.epoch()
 
     def holds(self, run: _ReplayedRun) -> bool:
-        return run.epoch == self.epoch()
+        return self.epoch() in (run.epoch, self.seen)
 
     def guess(self) -> _ReplayedRun | None:
         if self._size is None or not _is_told_by_its_generator(self._sampler):
             return None
-        run, generator = _ReplayedRun(self, 0, None), self.generator()
+        run, generator = _ReplayedRun(self, 0, None, guessed=True), self.generator()
         run.draw_first()
         if generator is not None and run.rng is not None:
             generator.set_state(run.rng)
@@ -261,37 +296,48 @@ class _Replayed:
         if not torch.equal(generator.get_state(), guess.rng):
             return False
         generator.set_state(guess.after)
+        guess.guessed = False
+        if guess.ended:
+            self.draw_last()
         return True
 
-    def source(self, skip: int) -> Iterator[Any]:
-        """What the sampler gives, from `skip` on."""
+    def source(self, skip: int, end: Callable[[], None]) -> Iterator[Any]:
+        """What the sampler gives, from `skip` on; `end` is called where torch's sampler is found exhausted."""
         sampler, size = self._sampler, self._size
         if size is None:
             return itertools.islice(sampler, skip, None)
         if type(sampler) is SequentialSampler:
-            return self._slices(np.arange if self._as_arrays else range, len(sampler), skip)
+            return self._slices(np.arange if self._as_arrays else range, len(sampler), skip, end)
         if type(sampler) is RandomSampler and _is_one_permutation(sampler):
-            return self._shuffled(sampler, skip)
+            return self._shuffled(sampler, skip, end)
         rest = itertools.islice(sampler, skip, None) if skip else sampler
         return iter(BatchSampler(rest, size, self._drop_last) if size else rest)
 
-    def _shuffled(self, sampler: RandomSampler, skip: int) -> Iterator[Any]:
-        """RandomSampler's order, with its draws: a seed or the user's generator first, and at the end an unused one."""
+    def draw_last(self) -> None:
+        """Draw as RandomSampler does at its end: a permutation that nobody uses."""
+        if type(self._sampler) is RandomSampler and _is_one_permutation(self._sampler) and self._sampler.generator:
+            torch.randperm(len(self._sampler), generator=self._sampler.generator)
+
+    def _shuffled(self, sampler: RandomSampler, skip: int, end: Callable[[], None]) -> Iterator[Any]:
+        """RandomSampler's order, from a seed or the user's generator."""
         count, given = len(sampler), sampler.generator
         own = given or torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
         order = torch.randperm(count, generator=own).numpy()
-        yield from self._slices(lambda start, stop: order[start:stop], count, skip)
-        if given is not None:
-            torch.randperm(count, generator=given)
+        yield from self._slices(lambda start, stop: order[start:stop], count, skip, end)
 
-    def _slices(self, of: Callable[[int, int], Any], count: int, skip: int) -> Iterator[Any]:
+    def _slices(self, of: Callable[[int, int], Any], count: int, skip: int, end: Callable[[], None]) -> Iterator[Any]:
         size = self._size or 1
-        end = skip + max(0, count - skip) // size * size if self._drop_last else count
-        for start in range(skip, end, size):
-            indices = of(start, min(start + size, end))
-            if not self._as_arrays:
-                indices = indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
-            yield indices if self._size else indices[0]
+        short = max(0, count - skip) % size
+        for start in range(skip, count - short, size):
+            yield self._shown(of(start, start + size))
+        end()
+        if short and not self._drop_last:
+            yield self._shown(of(count - short, count))
+
+    def _shown(self, indices: Any) -> Any:
+        if not self._as_arrays:
+            indices = indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
+        return indices if self._size else indices[0]
 
     def generator(self) -> torch.Generator | None:
         """The generator that the order comes from; None where none is used."""
@@ -311,31 +357,35 @@ class _Replayed:
         for part in self._parts():
             epoch = getattr(part, "epoch", None)
             if isinstance(epoch, int):
-                return epoch
+                return int(epoch)
         return None
 
-    def own_rng(self) -> torch.Tensor | None:
-        """The state of the generator that is the order's alone; None where it has none."""
+    def own_rng(self, seeding: torch.Generator | None = None) -> torch.Tensor | None:
+        """The state of the generator that is the order's alone, after a seed is drawn; None where it has none."""
         generator = self.generator()
-        return None if generator is None or generator is torch.default_generator else generator.get_state()
+        if generator is None or generator is torch.default_generator:
+            return None
+        if generator is seeding:
+            generator = generator.clone_state()
+            torch.empty((), dtype=torch.int64).random_(generator=generator)
+        return generator.get_state()
 
-    def fresh(self) -> State:
-        return self.state_at(0, 0, self.own_rng(), self.epoch())
+    def fresh(self, seeding: torch.Generator | None) -> State:
+        return self.state_at(0, 0, self.own_rng(seeding), self.epoch())
 
     def state_at(self, skip: int, taken: int, rng: torch.Tensor | None, epoch: int | None) -> State:
-        kind = type(self._sampler).__name__
+        state: State = {"kind": type(self._sampler).__name__, "unit": self._unit, "batch_size": self._size}
         if self._stream:  # the sampler says nothing of a stream's order; what was consumed has to be drawn again
-            return {"kind": kind, "unit": self._unit, "skip": 0, "rng": None, "sampler_epoch": None, "discard": taken}
-        skip += taken * (self._size or 1)
-        return {"kind": kind, "unit": self._unit, "skip": skip, "rng": rng, "sampler_epoch": epoch}
+            return state | {"skip": 0, "rng": None, "sampler_epoch": None, "discard": taken}
+        return state | {"skip": skip + taken * (self._size or 1), "rng": rng, "sampler_epoch": epoch}
 
     def load(self, state: State) -> None:
-        _check_kind(state, type(self._sampler).__name__)
-        skip, rng, epoch = state.get("skip"), state.get("rng"), state.get("sampler_epoch")
-        is_rng = rng is None or (isinstance(rng, torch.Tensor) and rng.dtype == torch.uint8)
-        if not isinstance(skip, int) or skip < 0 or not is_rng or not isinstance(epoch, int | None):
+        _check(state, type(self._sampler).__name__, self._size)
+        skip, rng, epoch = (state.get(name, "missing") for name in ("skip", "rng", "sampler_epoch"))
+        is_epoch = epoch is None or (type(epoch) is int and is_count(abs(epoch)))
+        if not is_count(skip) or (self._stream and skip) or not is_epoch or not self._is_rng(rng, skip):
             raise ValueError(f"the state is damaged: its order is {state!r:.200}")
-        if state.get("unit") != self._unit:
+        if not same(state.get("unit"), self._unit):
             raise ValueError(
                 f"the state counts {state.get('unit')}, this loader's sampler gives {self._unit}: use the same sampler"
             )
@@ -343,6 +393,17 @@ class _Replayed:
             if epoch is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         self._resume = state
+
+    def _is_rng(self, rng: Any, skip: Any) -> bool:
+        """Whether the order's generator can be put into this state; it takes one where something is to be skipped."""
+        generator = self.generator()
+        if rng is None or generator is None:
+            return rng is None and (skip == 0 or generator is None)
+        try:
+            generator.clone_state().set_state(rng)
+        except (TypeError, RuntimeError):
+            return False
+        return True
 
     def forget(self) -> None:
         self._resume = None

@@ -10,14 +10,16 @@ changing anything. When the pass begins and something has changed since, a seed 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import ConcatDataset, Subset
 
-from .orders import Run, State, order_of
+from .orders import Run, State, is_count, order_of, same
 
 _VERSION = 1
 
@@ -53,12 +55,13 @@ class Pass(Iterator[Any]):
         self.workers: dict[int, Any] = dict(resumed.get("workers", {}))
         self.turn: int = resumed.get("turn", 0)
         self.discard: int = resumed.get("discard", 0)
-        self._taken = 0
+        self._taken = self.discard
         self._early = set(resumed.get("early", ()))
+        self._passed_over = frozenset(self._early)
 
     def __next__(self) -> Any:
         self.number += 1
-        while self.number in self._early:
+        while self.number in self._passed_over:
             next(self.run)
             self.number += 1
         indices, draws = next(self.run)
@@ -66,6 +69,8 @@ class Pass(Iterator[Any]):
 
     def take(self, number: int | None) -> None:
         """Note that batch `number` has reached the user; None: the next one."""
+        if self.discard:  # it counts as taken from the beginning
+            return
         self._early.add(self._taken if number is None else number)
         while self._taken in self._early:
             self._early.remove(self._taken)
@@ -102,7 +107,7 @@ class Passes:
     def __iter__(self) -> Pass:
         """Begin the next pass: the one that was begun `ahead`, if it is still the right one."""
         guess, self._guess = self._guess, None
-        state, self._resume = self._resume, None
+        state, self._resume = self._loaded(), None
         epoch = self._begin_epoch()
         if state is None and guess is not None and guess.epoch == epoch and self._order.confirm(guess.run):
             self.current = guess
@@ -133,12 +138,15 @@ class Passes:
     @property
     def worker_states(self) -> dict[int, Any]:
         """The states of an iterable dataset's copies, by worker, that the next pass begins with."""
-        return {} if self._resume is None else dict(self._resume["order"].get("workers", {}))
+        state = self._loaded()
+        return {} if state is None else dict(state["order"].get("workers", {}))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the next epoch, for the datasets and for samplers that have a `set_epoch`."""
         self._last_epoch = None
-        if self._resume is not None and epoch not in (self._resume["epoch"], self._resume["order"].get("epoch")):
+        state = self._loaded()
+        known = set() if state is None else {state["epoch"], self._order.epoch()} - {None}
+        if known and epoch not in known:
             self._order.forget()
             self._resume = None
         samplers = (self._given, getattr(self._given, "sampler", None))
@@ -165,18 +173,28 @@ class Passes:
                 dataset.set_epoch(epoch)
         return epoch
 
-    def state_dict(self) -> State:
-        """Where the user is in the current pass, or that the next one is to begin."""
-        if self._resume is not None:
-            return self._resume
+    def state_dict(self, seeding: torch.Generator | None = None) -> State:
+        """Where the user is in the current pass, or that the next one is to begin.
+
+        seeding: the generator from which the loader will draw a seed for its workers before that.
+        """
+        state = self._loaded()
+        if state is not None:
+            return copy.deepcopy(state)
         running = self.current is not None and not self.current.finished
-        order = self.current.state_dict() if self.current is not None and running else self._order.fresh()
+        order = self.current.state_dict() if self.current is not None and running else self._order.fresh(seeding)
         epoch = self.current.epoch if self.current is not None and running else self._coming_epoch()
         return {"version": _VERSION, "epoch": epoch, "dataset": _fingerprint(self._dataset), "order": order}
 
+    def _loaded(self) -> State | None:
+        """The state that the next pass goes on from; none once another epoch was chosen."""
+        if self._resume is not None and not self._order.resumes():
+            self._resume = None
+        return self._resume
+
     def __getstate__(self) -> State:
-        """A copy in another process begins a pass of its own."""
-        return self.__dict__ | {"current": None, "_guess": None}
+        """A copy begins a pass of its own."""
+        return self.__dict__ | {"current": None, "_guess": None, "_order": copy.copy(self._order)}
 
     def load_state_dict(self, state: State) -> None:
         """Let the next pass go on where `state` was made.
@@ -185,13 +203,19 @@ class Passes:
             ValueError: it is no such state, or one of another dataset or order.
         """
         _check(state)
+        state = copy.deepcopy(state)
         here = _fingerprint(self._dataset)
         for what, value in here.items():
-            if state["dataset"].get(what) != value:
+            if not same(state["dataset"].get(what), value):
                 raise ValueError(
                     f"the state was made with another dataset: its {what} is {state['dataset'].get(what)!r}, here it "
                     f"is {value!r}; load it into a loader over the same data, or start the epoch anew"
                 )
+        if state["order"].get("workers") and not hasattr(self._dataset, "load_state_dict"):
+            raise ValueError(
+                f"the state holds states of an iterable dataset, and {type(self._dataset).__name__} has no "
+                "load_state_dict; load it into a loader over the same dataset"
+            )
         self._order.load(state["order"])
         if state["epoch"] is not None:
             self._last_epoch = None
@@ -219,18 +243,32 @@ def _fingerprint(dataset: Any) -> State:
 
 
 def _check(state: Any) -> None:
-    if not isinstance(state, dict) or not isinstance(state.get("version"), int):
+    if not isinstance(state, dict) or type(state.get("version")) is not int:
         raise ValueError(f"this is no state of a loader: {state!r:.100}; give what its state_dict() returned")
     if state["version"] != _VERSION:
         raise ValueError(
             f"the state has version {state['version']}, this fastload reads version {_VERSION}: use the same version"
         )
-    epoch = state.get("epoch")
-    early = state["order"].get("early", []) if isinstance(state.get("order"), dict) else None
-    if (
-        not isinstance(state.get("dataset"), dict)
-        or not isinstance(early, list)
-        or not all(isinstance(number, int) and number > 0 for number in early)
-        or not (epoch is None or (isinstance(epoch, int) and epoch >= 0))
-    ):
+    epoch = state.get("epoch", "missing")
+    sound = isinstance(state.get("dataset"), dict) and (epoch is None or is_count(epoch))
+    if not sound or not _is_progress(state.get("order"), state.get("num_workers")):
         raise ValueError("the state is damaged: its epoch, dataset or order is not what state_dict() returns")
+
+
+def _is_progress(order: Any, num_workers: Any) -> bool:
+    """Whether it is a dict, and what it says of batches that came early and of workers can be so."""
+    if not isinstance(order, dict):
+        return False
+    most = max(1, num_workers) if is_count(num_workers) else 1
+    early, workers = order.get("early", []), order.get("workers", {})
+    return (
+        isinstance(early, list)
+        and all(is_count(number) and number > 0 for number in early)
+        and isinstance(workers, dict)
+        and all(is_count(worker) and worker < most for worker in workers)
+        and all(isinstance(held, dict) and "state" in held for held in workers.values())
+        and all(type(held.get("last")) is bool for held in workers.values())
+        and is_count(order.get("turn", 0))
+        and order.get("turn", 0) < most
+        and is_count(order.get("discard", 0))
+    )

@@ -15,7 +15,8 @@ slot stands behind all that the consumer had enqueued, and the thread waits for 
 
 What all of this obeys: the thread never refers to the iterator, so that one that is dropped (`break`, an exception,
 Ctrl-C) is collected and stops its thread. The loader's iterator is made in the caller's thread (where torch's
-DataLoader installs its signal handler), and after that the thread alone uses and closes it.
+DataLoader installs its signal handler), when the first batch is asked for: some training loops call `iter` long before,
+and choose the epoch after it. After that the thread alone uses and closes it.
 
 Costs: a copy in host memory for batches that aren't pinned; up to 5 s in `close` while the loader is inside a slow
 batch; and a loader that works in this process (`num_workers=0`) draws from torch's global generator at moments that
@@ -101,13 +102,25 @@ class DevicePrefetcher(Generic[T]):
         # One stream for all iterators: the allocator keeps memory per stream, and each new one would add to it.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
+    @property
+    def sampler(self) -> Any:
+        """The loader's sampler, None where it has none; training loops choose the epoch by it."""
+        return getattr(self.loader, "sampler", None)
+
     def __iter__(self) -> PrefetchIterator[T]:
+        return PrefetchIterator(self._start, self.buffers)
+
+    def _start(self, link: _Link) -> _Place:
+        """Begin a pass over the loader, in a thread of its own."""
         if self._stream is not None:  # what fills a loader's tensors on the device comes before their use
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        source = iter(self.loader)
-        state_of = getattr(self.loader, "state_dict", None)
+        source, state_of = iter(self.loader), getattr(self.loader, "state_dict", None)
         self._place = _Place(state_of and state_of())
-        return PrefetchIterator(source, self._prepare, self.buffers, self._stream, state_of, self._place)
+        link.thread = threading.Thread(
+            target=_produce, args=(source, self._prepare, self._stream, state_of, link), name=_THREAD_NAME, daemon=True
+        )
+        link.thread.start()
+        return self._place
 
     def __len__(self) -> int:
         return len(cast(Sized, self.loader))
@@ -116,6 +129,7 @@ class DevicePrefetcher(Generic[T]):
         """Call the loader's `set_epoch`; does nothing where it has none."""
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
+            self._place = _Place()
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's state at the batch that was handed over last, whatever was fetched since; see `DataLoader`.
@@ -174,22 +188,9 @@ class DevicePrefetcher(Generic[T]):
 class PrefetchIterator(Generic[T]):
     """One pass over a `DevicePrefetcher`, for one consumer; `close` ends it early, as dropping it does."""
 
-    def __init__(
-        self,
-        source: Iterator[T],
-        prepare: Callable[[T], _Ready],
-        buffers: int,
-        stream: torch.cuda.Stream | None,
-        state_of: Callable[[], dict[str, Any]] | None,
-        place: _Place,
-    ) -> None:
-        self._link = _Link(buffers)
-        self._place = place
-        self._thread = threading.Thread(
-            target=_produce, args=(source, prepare, stream, state_of, self._link), name=_THREAD_NAME, daemon=True
-        )
-        self._finalizer = weakref.finalize(self, _stop, self._link, self._thread)
-        self._thread.start()
+    def __init__(self, start: Callable[[_Link], _Place], buffers: int) -> None:
+        self._start, self._link = start, _Link(buffers)
+        self._finalizer = weakref.finalize(self, _stop, self._link)
 
     def __iter__(self) -> PrefetchIterator[T]:
         return self
@@ -197,6 +198,8 @@ class PrefetchIterator(Generic[T]):
     def __next__(self) -> T:
         if not self._finalizer.alive:
             raise StopIteration
+        if self._link.thread is None:
+            self._place = self._start(self._link)
         item, self._place.state = self._receive()
         if isinstance(item, BaseException):
             self.close()
@@ -224,7 +227,8 @@ class PrefetchIterator(Generic[T]):
             try:
                 return self._link.ready.get(timeout=_WAIT_SECONDS)
             except queue.Empty:
-                if not self._thread.is_alive() and self._link.ready.empty():
+                thread = self._link.thread
+                if not (thread and thread.is_alive()) and self._link.ready.empty():
                     gone = RuntimeError("the prefetch thread is gone (none survives a fork): iterate anew")
                     return gone, self._place.state
 
@@ -253,6 +257,7 @@ class _Link:
 
     def __init__(self, buffers: int) -> None:
         self.closed = False
+        self.thread: threading.Thread | None = None
         self.slots: queue.SimpleQueue[torch.cuda.Event | None] = queue.SimpleQueue()
         self.ready: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         for _ in range(buffers):
@@ -294,11 +299,12 @@ def _produce(
             source.close()
 
 
-def _stop(link: _Link, thread: threading.Thread) -> None:
+def _stop(link: _Link) -> None:
     """End the thread and drop what it fetched; called once, by `close`, the collector or the interpreter's exit."""
     link.closed = True
     link.slots.put(None)
-    if thread.is_alive() and thread is not threading.current_thread():  # the collector may run in the thread itself
+    thread = link.thread
+    if thread and thread.is_alive() and thread is not threading.current_thread():  # the collector runs in any thread
         thread.join(_JOIN_SECONDS)
     with contextlib.suppress(queue.Empty):
         while True:

@@ -7,7 +7,8 @@ signals, order, time-outs, pinning and shutdown are torch's. What is added stand
   through what is not a batch: torch's loop then waits, watches its parent, begins epochs and ends as it always does;
 - batches are decoded straight into shared memory, and go to the consumer without a copy;
 - what can't be pickled comes out as an error, where torch's loader would wait for ever;
-- a worker's death is an error that says who died, of what, and over which batch; then all others are ended too.
+- a worker's death is an error that says who died, of what, and over which batch; then all others are ended too;
+- workers that are no longer needed get a second to finish what is in their hands.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 import queue
 import signal
 import threading
+import time
 import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import get_worker_info
-from torch.utils.data._utils.worker import _ResumeIteration
+from torch.utils.data._utils.worker import ManagerWatchdog, _ResumeIteration
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from .iterators import PassIterator, View, open_ticket
 from .passes import Pass, Passes
-from .reading import Reader
-from .workers import Context, Crew, Task
+from .reading import Reader, here
+from .workers import PATIENCE, Context, Crew, Task
 
 
 class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
@@ -40,7 +45,10 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         self._passes: Passes = loader._index_sampler
         self._ahead: Pass | None = None
         self._numbers: dict[int, int] = {}
-        self._last_received = 0
+        self._readers: dict[int, int] = {}
+        self._last_received: Any = None
+        self._send_idx = 0
+        self._advice = _advice(loader)
         self._workers: list[Any] = []
         self._index_queues: list[Any] = []
         self._shutdown = True  # until torch's constructor says otherwise
@@ -52,13 +60,16 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         try:
             super().__init__(view)
         except Exception as error:
-            starting = hasattr(self, "_worker_result_queue") and not self._worker_pids_set
+            starting = hasattr(self, "_worker_result_queue") and len(self._workers) < loader.num_workers
             if starting and (isinstance(error, (TypeError, AttributeError)) or "pickl" in type(error).__name__.lower()):
-                raise type(error)(f"{error}. {_advice(loader)}") from error
+                raise type(error)(f"{error}. {self._advice}") from error
             raise
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
+        if self._worker_pids_set:
+            torch._C._remove_worker_pids(id(self))  # see `_heard`
+            self._worker_pids_set = False
         complete = self._ahead is not None and self._rcvd_idx >= self._first_of_ahead
         if self._ahead is not None and not complete:
             self._passes.forget()
@@ -67,6 +78,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         begun, ahead, self._ahead = self._sampler_iter, self._ahead, None
         if first_iter or begun is not ahead:
             self._numbers.clear()
+            self._readers.clear()
             self._resumed: Pass | None = begun
             self._index_sampler: Any = begun  # torch takes iter() of it: that is this pass
             super()._reset(loader, first_iter)
@@ -80,7 +92,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _try_put_index(self) -> None:
         if self._resumed is not None:
-            for _ in range(self._resumed.turn):
+            for _ in range(self._resumed.turn % self._num_workers):
                 next(self._worker_queue_idx_cycle)
             for worker, state in self._resumed.workers.items():
                 self._workers_status[worker] = not state["last"]
@@ -108,61 +120,100 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         return super()._next_data()  # type: ignore[no-untyped-call]  # torch's
 
     def _get_data(self) -> Any:
-        received = super()._get_data()  # type: ignore[no-untyped-call]  # torch's
+        try:
+            with self._heard():
+                received = super()._get_data()  # type: ignore[no-untyped-call]  # torch's
+        except Exception as error:  # what should have come is lost
+            raise RuntimeError(self._verdict(error)) from error
         self._last_received = received[0]
+        if received[0] in self._task_info:
+            self._readers[received[0]] = self._task_info[received[0]][0]
         return received
 
-    def _process_data(self, data: Any, worker_idx: int) -> Any:
-        sent = self._rcvd_idx - 1 if self._in_order else self._last_received
-        self._took(self._numbers.pop(sent))
-        batch = super()._process_data(data, worker_idx)  # type: ignore[no-untyped-call]  # torch's
-        return self._unpacked(batch, worker_idx)
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Let torch's signal handler raise the news of a worker's death here, and nowhere else.
 
-    def __next__(self) -> Any:
+        Torch has it raise at any place: in the middle of the user's code, or of a queue's, whose lock then stays taken.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # torch looks for the dead every five seconds
+            return
+        torch._C._set_worker_pids(id(self), tuple(worker.pid for worker in self._workers))
         try:
-            return super().__next__()
-        except RuntimeError as error:
-            text = str(error)
-            if text.startswith("DataLoader worker (pid"):
-                raise RuntimeError(f"{text.strip()}. {self._last_words()}") from error
-            if text.startswith("DataLoader timed out"):
-                raise RuntimeError(f"{text}: {self._stop_stuck()}") from error
-            raise
+            torch._C._error_if_any_worker_fails()
+            yield
+        finally:
+            torch._C._remove_worker_pids(id(self))
+
+    def _process_data(self, data: Any, *worker: int) -> Any:  # torch 2.6 doesn't say which worker
+        sent = self._rcvd_idx - 1 if self._in_order else self._last_received
+        number, reader = self._numbers.pop(sent), self._readers.pop(sent)
+        super()._process_data(None, *worker)  # type: ignore[no-untyped-call]  # torch's
+        self._took(number)
+        if isinstance(data, ExceptionWrapper):
+            data.where += f", batch {number}"
+        return self._unpacked(data, reader)
+
+    def _mark_worker_as_unavailable(self, worker_id: int, shutdown: bool = False) -> None:
+        super()._mark_worker_as_unavailable(worker_id, shutdown)
+        if shutdown and worker_id == len(self._workers) - 1:  # all have been told to end
+            self._wait_for_workers()
+            self._end_workers()
 
     def _shutdown_workers(self) -> None:
         if not self._shutdown:
             self._workers_status = [True] * len(self._workers)  # torch tells only those to end that still have work
+            self._task_info: dict[int, Any] = {}
+            self._rcvd_idx = self._send_idx
+            if self._ahead is not None:
+                self._passes.forget()
         super()._shutdown_workers()
 
-    def _last_words(self) -> str:
-        """Who died, of what, over which batch. Ends all workers."""
-        words = []
-        for number, worker in enumerate(self._workers):
-            worker.join(0.1)
-            if worker.exitcode not in (None, 0):
-                words.append(f"Worker {number} (pid {worker.pid}) {_cause(worker.exitcode)}{self._at_work(number)}")
-        self._shutdown_workers()
-        return f"{'; '.join(words) or 'A worker is gone'}. All workers were ended; iterate anew to start others"
+    def _wait_for_workers(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
 
-    def _stop_stuck(self) -> str:
-        """Who is stuck, over which batch. Ends all workers without waiting for them."""
-        at_work = [(f"worker {i} (pid {w.pid}) is", self._at_work(i)) for i, w in enumerate(self._workers)]
-        words = [who + what for who, what in at_work if what]
-        self._abort()
-        return f"{'; '.join(words)}. All workers were ended; raise timeout=, or look for what blocks in the dataset"
-
-    def _abort(self) -> None:
-        torch._C._remove_worker_pids(id(self))  # their end is no news
-        self._worker_pids_set = False
+    def _end_workers(self) -> None:
+        """End those that still live: a signal lets them leave no shared memory behind, unless they are stuck."""
+        for worker in self._workers:
+            if worker.exitcode is None:
+                os.kill(worker.pid, signal.SIGINT)
+        self._wait_for_workers()
         for worker in self._workers:
             worker.kill()
+
+    def _abort(self) -> None:
+        self._end_workers()
+        self._workers_done_event: Any = threading.Event()  # one of the dead may hold the lock of the shared one
         self._shutdown_workers()
+
+    def _verdict(self, error: Exception) -> str:
+        """What became of the workers: who died, of what, or is stuck, and over which batch. Ends them all."""
+        wait([worker.sentinel for worker in self._workers], timeout=0.1)  # for the news to be true
+        words = [str(error).strip()]
+        timed_out = words[0].startswith("DataLoader timed out")
+        if not words[0].startswith(("DataLoader", "Pin memory")):
+            words = [f"What a DataLoader worker sent can't be received: {type(error).__name__}: {words[0]}"]
+        for number, worker in enumerate(self._workers):
+            at_work = self._at_work(number)
+            if worker.exitcode is not None:
+                words.append(f"Worker {number} (pid {worker.pid}){at_work} {_cause(worker.exitcode)}")
+            elif timed_out and at_work:
+                words.append(f"Worker {number} (pid {worker.pid}){at_work} did not finish")
+        if timed_out:
+            words.append("Raise timeout=, or look for what blocks in the dataset")
+        elif self._last_received is None and any(worker.exitcode == 1 for worker in self._workers):
+            words.append(self._advice)
+        self._abort()
+        return ". ".join([*words, "All workers were ended; iterate anew to start others"])
 
     def _at_work(self, worker: int) -> str:
         """The batch that a worker had in its hands, in words."""
         for sent, info in self._task_info.items():
             if len(info) == 1 and info[0] == worker:
-                return f" at work on batch {self._numbers.get(sent, sent)}"
+                return f", at work on batch {self._numbers.get(sent, sent)},"
         return ""
 
 
@@ -196,7 +247,9 @@ class _Init:
 
 def _run(loop: Any, args: tuple[Any, ...], threads: int | None) -> None:
     """What a worker process runs: torch's loop, between queues of ours."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # runs between two instructions, and without a word
     Context.memory = "shared"
+    main_program = ManagerWatchdog()
     bound = inspect.signature(loop).bind(*args)
     given = bound.arguments
     results = given["data_queue"]
@@ -204,13 +257,13 @@ def _run(loop: Any, args: tuple[Any, ...], threads: int | None) -> None:
     if threads is None:
         given["index_queue"] = _OpeningQueue(given["index_queue"])
         loop(*bound.args)
-        return
-    batches = _CrewQueue(given, threads)
-    given["index_queue"], given["init_fn"] = batches, functools.partial(batches.start, given["init_fn"])
-    try:
-        loop(*bound.args)
-    finally:
-        batches.close()
+    else:
+        batches = _CrewQueue(given, threads)
+        given["index_queue"], given["init_fn"] = batches, functools.partial(batches.start, given["init_fn"])
+        with contextlib.closing(batches):
+            loop(*bound.args)
+    if not main_program.is_alive():  # nobody empties the pipe: don't wait until it takes what is left
+        results.cancel_join_thread()
 
 
 class _OpeningQueue:
@@ -281,7 +334,7 @@ class _Batch(Task[list[Any]]):
         """The batch, or the error to be raised in its place."""
         if self.error is None:
             return self.result[0]
-        return ExceptionWrapper((type(self.error), self.error, self.error.__traceback__), where="in a worker thread")
+        return ExceptionWrapper((type(self.error), self.error, self.error.__traceback__), where=here())
 
 
 def _report(results: Any, worker: int, error: Exception, item: Any) -> None:
@@ -299,7 +352,7 @@ def _report(results: Any, worker: int, error: Exception, item: Any) -> None:
 
 
 def _cause(exitcode: int) -> str:
-    if exitcode > 0:
+    if exitcode >= 0:
         return f"ended with exit code {exitcode}; what it printed stands above"
     try:
         name = signal.Signals(-exitcode).name
@@ -310,6 +363,6 @@ def _cause(exitcode: int) -> str:
 
 def _advice(loader: Any) -> str:
     return (
-        f"The worker processes can't be started: {type(loader.dataset).__name__}, collate_fn and worker_init_fn "
-        'have to be picklable, defined at the top of a module. Or use worker_type="thread"'
+        f"To start worker processes, {type(loader.dataset).__name__}, collate_fn and worker_init_fn have to be "
+        'picklable: defined at the top of a module that can be imported. Or use worker_type="thread"'
     )

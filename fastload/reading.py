@@ -175,15 +175,16 @@ class _SampleError(Exception):
 
     def __init__(self, index: Any) -> None:
         super().__init__(index)
-        self.wrapped = ExceptionWrapper(where=f"{_here()}, for index {index}")
+        self.wrapped = ExceptionWrapper(where=f"{here()}, for index {index}")
 
 
 def wrapped(index: Any) -> ExceptionWrapper:
     """The exception that is being handled, for the consumer to raise again."""
-    return ExceptionWrapper(where=f"{_here()}, for indices {shortened(index)}")
+    return ExceptionWrapper(where=f"{here()}, for indices {shortened(index)}")
 
 
-def _here() -> str:
+def here() -> str:
+    """This worker thread, in words."""
     return f"in DataLoader worker thread {threading.current_thread().name}"
 
 

@@ -13,13 +13,14 @@ The price is that ranks have to take batches of the same size, as they do under 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from .order import LARGEST, Indices, Order, epoch_order
 
 STATE_VERSION = 1
 _BLOCK = 1 << 14
+_LAST_EPOCH = (1 << 63) - 1
 _SAME = ("n", "seed", "window", "shuffle", "weights")
 
 
@@ -109,7 +111,7 @@ class ShuffleSampler(DistributedSampler[int]):
     shuffled in memory: it is made at once for 10**12 samples. The order depends on (seed, epoch) alone; every `iter()`
     is the next epoch, without `set_epoch`.
 
-    n: number of samples, or the dataset.
+    n: number of samples, or the dataset: then its random transforms follow the epochs with torch's loader too.
     seed: of the order; the same on all ranks.
     rank, world: this process and how many there are; both or neither. By default torch.distributed is asked whenever
         they are needed (so make the sampler before or after `init_process_group`), and without it there is one process.
@@ -164,6 +166,7 @@ class ShuffleSampler(DistributedSampler[int]):
         values = None if weights is None else _checked_weights(weights, n, self.n)
         self._cumulative = None if values is None else np.cumsum(values / values.max())
         self._digest = None if values is None else hashlib.sha256(values.tobytes()).hexdigest()[:16]
+        self._dataset: Any = n if isinstance(n, Sized) else None
         self.epoch = 0
         self.chosen = 0
         self._start = 0
@@ -181,14 +184,17 @@ class ShuffleSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """This rank's indices in the epoch that comes now, as Python ints."""
-        return self._indices(self.share())
+        share = self.share()
+        if hasattr(self._dataset, "set_epoch"):  # fastload's loader does that itself, by way of `share`
+            self._dataset.set_epoch(share.epoch)
+        return self._indices(share)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the next epoch. A loaded state that lies in this very epoch keeps its position.
 
         So a training loop that calls it before every epoch can be resumed.
         """
-        epoch = _whole("epoch", epoch, 0)
+        epoch = _whole("epoch", epoch, 0, _LAST_EPOCH)
         if epoch != self.epoch:
             self._start = 0
         self.epoch = epoch
@@ -244,7 +250,7 @@ class ShuffleSampler(DistributedSampler[int]):
                     f"the state's {name} is {state[name]!r}, this sampler's is {expected[name]!r}; a position means "
                     "something in one order only: make the sampler as it was, or start the epoch anew"
                 )
-        epoch = _whole("the state's epoch", state["epoch"], 0)
+        epoch = _whole("the state's epoch", state["epoch"], 0, _LAST_EPOCH)
         position = _whole("the state's position", state["position"], 0, self.n)
         self.epoch, self._start, self._latest = epoch, position, None
 
@@ -299,8 +305,9 @@ class ShuffleSampler(DistributedSampler[int]):
 
 def _whole(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> int:
     """`value` as an int within limits."""
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and least <= operator.index(value) <= most:
-        return operator.index(value)
+    with contextlib.suppress(TypeError):
+        if not isinstance(value, bool) and least <= operator.index(value) <= most:
+            return operator.index(value)
     raise ValueError(f"{name} is {value!r}; it has to be an int from {least} to {most}")
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._utils import ExceptionWrapper
 from torch.utils.data import IterableDataset, IterDataPipe, MapDataPipe
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _sharding_worker_init_fn
@@ -79,10 +78,11 @@ class ThreadIterator(PassIterator):
         self._waiting = collections.deque(task for task in self._waiting if task.turn is self._sampler_iter)
         if self._sampler_iter is not self._ahead:
             self._draw_from(self._sampler_iter)
+            self._turns = itertools.cycle(range(self._num_workers))
             self._given = [0] * self._num_workers
             last = self._sampler_iter.workers
             self._active = [not last.get(i, {}).get("last") for i in range(self._num_workers)]
-            for _ in range(self._sampler_iter.turn):
+            for _ in range(self._sampler_iter.turn % self._num_workers):
                 next(self._turns)
         self._ahead = None
         while len(self._waiting) < self._under_way and self._submit():
@@ -103,7 +103,6 @@ class ThreadIterator(PassIterator):
     def _draw_from(self, turn: Pass) -> None:
         self._groups = _groups(turn, self._batches_per_read)
         self._drawing = turn
-        self._turns = itertools.cycle(range(self._num_workers))
         self._next: tuple[Job[list[Any]], list[tuple[int, Any]]] | None = None
 
     def _submit(self) -> bool:
@@ -157,10 +156,6 @@ class ThreadIterator(PassIterator):
             self._ready.extend(task.outcome())
         number, worker, data = self._ready.popleft()
         self._took(number)
-        if isinstance(data, ExceptionWrapper):
-            if issubclass(data.exc_type, StopIteration):  # it would pass for the end of the epoch
-                raise RuntimeError(f"Caught StopIteration {data.where}.\nOriginal {data.exc_msg}")
-            data.reraise()
         return self._unpacked(data, worker)
 
     def _next_task(self) -> _Batches:
@@ -216,6 +211,8 @@ class ThreadIterator(PassIterator):
             task.cancel()
         self._waiting.clear()
         self._ready.clear()
+        if self._ahead is not None:
+            self._index_sampler.forget()
         if self._crew is not None:
             self._crew.close()
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-_PATIENCE = 1.0  # seconds that threads get to finish what is in their hands; they are daemons, so the program can end
+PATIENCE = 1.0  # seconds that workers get to finish what is in their hands; they are daemons, so the program can end
 
 
 class Context(threading.local):
@@ -182,7 +182,7 @@ class Crew:
             )
             for i, tasks in enumerate(self._queues)
         ]
-        self._stop = weakref.finalize(self, _stop, self._queues, self.threads, stopped, _PATIENCE)
+        self._stop = weakref.finalize(self, _stop, self._queues, self.threads, stopped, PATIENCE)
         for thread in self.threads:
             thread.start()
 

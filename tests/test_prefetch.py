@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -406,11 +406,30 @@ def test_end_is_for_good() -> None:
         next(batches)
 
 
-def test_error_of_iter_is_raised_at_once() -> None:
-    """A loader that can't be iterated fails in the caller's `iter`, and starts no thread."""
+def test_error_of_iter_is_raised_in_the_caller() -> None:
+    """A loader that can't be iterated fails when the first batch is asked for, and starts no thread."""
+    batches = iter(DevicePrefetcher(3, "cpu"))
     with pytest.raises(TypeError, match="not iterable"):
-        iter(DevicePrefetcher(3, "cpu"))
+        next(batches)
     assert not threads()
+
+
+def test_nothing_begins_before_the_first_batch_is_asked_for() -> None:
+    """Some training loops call `iter` early, choose the epoch after it, or call it twice."""
+    begun: list[int] = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[int]:
+            begun.append(1)
+            return iter([7])
+
+    prefetcher = DevicePrefetcher(Loader(), "cpu")
+    iter(prefetcher)
+    batches = iter(prefetcher)
+    assert not begun
+    assert not threads()
+    assert list(batches) == [7]
+    assert begun == [1]
 
 
 @pytest.mark.parametrize(
@@ -647,8 +666,8 @@ def consumer_stream(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
 def test_cuda_waits_records_and_then_gives_the_slot_back(consumer_stream: FakeStream) -> None:
     """The consumer's stream waits for the batch, owns each of its tensors, and only then marks its own place."""
     batches = iter(DevicePrefetcher([(torch.zeros(1), {"b": torch.ones(1)})], "cuda"))
-    assert batches._thread.daemon
     first, rest = next(batches)
+    assert batches._link.thread.daemon
     *_, wait, one, other, record = consumer_stream.log
     assert (wait[0], record) == ("wait", ("record", FakeEvent.consumers[0]))
     assert [one, other] == [("tensor", id(first)), ("tensor", id(rest["b"]))]
