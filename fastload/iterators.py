@@ -28,6 +28,10 @@ class PassIterator(_BaseDataLoaderIter):
     _sampler_iter: Pass
     _index_sampler: Any  # the loader's `Passes`
 
+    def __init__(self, loader: Any) -> None:
+        loader._index_sampler.forget()  # what another iterator has begun to read ahead is its own
+        super().__init__(loader)
+
     @abstractmethod
     def _shutdown_workers(self) -> None:
         """End all workers; no more batches come."""

@@ -927,6 +927,15 @@ def test_epochs_of_live_iterators_stay_apart_without_workers(store_path: Path) -
     assert_same(pictures[0], pictures[1])
 
 
+@pytest.mark.parametrize("worker_type", ["thread", "process"])
+def test_what_a_dropped_iterator_read_ahead_is_not_missing(worker_type: Any) -> None:
+    """Lightning forgets a loader's persistent iterator: the next one begins its epoch at the start."""
+    loader = DataLoader(Foreign(), 1, num_workers=2, persistent_workers=True, worker_type=worker_type)
+    for _ in range(2):
+        assert [int(index) for index, _ in loader] == list(range(7))
+        loader._iterator = None
+
+
 def test_a_loader_without_epochs_needs_none() -> None:
     """Datasets that know no epoch are left alone."""
     loader = DataLoader(Numbers(4), 2, num_workers=1)
