@@ -302,7 +302,7 @@ def _start(
         if init_fn is not None:
             init_fn(number)
         if number in states:
-            dataset.load_state_dict(states[number]["state"])
+            dataset.load_state_dict(copy.deepcopy(states[number]["state"]))
     finally:
         started.put(None)
 

@@ -252,6 +252,22 @@ def test_any_kind_of_worker_goes_on_for_any_other(store_path: Path, before: str)
             assert_same(list(resumed), expected[0][1:])
 
 
+@pytest.mark.parametrize("order", ["shuffle", "WeightedRandomSampler, global", "a user's sampler"])
+def test_going_on_does_not_touch_torchs_generator(order: str) -> None:
+    """Its state goes into a resumed order, and is put back: it is everybody's. The loader's own seed alone is drawn."""
+    loader = loader_of(order, Numbers(12))
+    next(begin(loader, 0))
+    for workers in CHEAP:
+        resumed = loader_of(order, Numbers(12), workers)
+        resumed.load_state_dict(loader.state_dict())
+        torch.manual_seed(7)
+        torch.empty((), dtype=torch.int64).random_()
+        expected = torch.get_rng_state()
+        torch.manual_seed(7)
+        next(iter(resumed))
+        assert torch.equal(torch.get_rng_state(), expected)
+
+
 @pytest.mark.parametrize("order", ["ShuffleSampler", "windows", "weights", "shuffle", "RandomSampler", "sequential"])
 def test_another_batch_size_goes_on(order: str) -> None:
     """Samples are what a state counts: batches may have another size after it."""
