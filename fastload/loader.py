@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from .batch import collate
 from .dataset import ImageDataset
 from .iterators import CollateWithState, SingleIterator, View
-from .orders import State, reads_whole_batches
+from .orders import State, reads_whole_batches, same
 from .passes import Passes, datasets_below
 from .process_workers import ProcessIterator
 from .sampler import ShuffleSampler
@@ -139,7 +139,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         Raises:
             ValueError: it is no such state, or one of another dataset or order.
         """
-        if self._is_stream and isinstance(state, dict) and state.get("num_workers") != self.num_workers:
+        if self._is_stream and isinstance(state, dict) and not same(state.get("num_workers"), self.num_workers):
             raise ValueError(
                 f"the state is that of {state.get('num_workers')} workers, each with a part of the iterable dataset; "
                 f"this loader has {self.num_workers}: use the same num_workers"
