@@ -45,9 +45,8 @@ class PassIterator(_BaseDataLoaderIter):
                 self._sampler_iter.discard -= 1
             if _profiler_enabled() or self._dataset_kind == _DatasetKind.Iterable:
                 return super().__next__()
-            data: Any = (
-                self._next_data()
-            )  # torch's __next__ without its entry for the profiler, 20 us that nobody reads
+            # torch's __next__ without its entry for the profiler, 20 us that nobody reads
+            data: Any = self._next_data()
             self._num_yielded += 1
             return data
         except StopIteration:
