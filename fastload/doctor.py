@@ -245,6 +245,8 @@ def _memory(name: str) -> Finding:
 def _shared_memory(name: str) -> Finding:
     if not sys.platform.startswith("linux"):
         return Finding(name, f"no limit of its own on {sys.platform}")
+    if hasattr(os, "memfd_create"):
+        return Finding(name, "no limit of its own: worker processes share memory without files in /dev/shm")
     return _shared_memory_finding(name, shutil.disk_usage("/dev/shm").free)
 
 

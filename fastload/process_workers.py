@@ -5,7 +5,7 @@ signals, order, time-outs, pinning and shutdown are torch's. What is added stand
 - the queue of indices opens the `Ticket`s on them, so that each batch is read in its epoch;
 - with `threads_per_worker` the same queue keeps the batches to itself, gives them to a crew of threads, and lets only
   through what is not a batch: torch's loop then waits, watches its parent, begins epochs and ends as it always does;
-- batches are decoded straight into shared memory, and go to the consumer without a copy;
+- batches are decoded straight into shared memory, and go to the consumer without a copy; no file in /dev/shm is needed;
 - what can't be pickled comes out as an error, where torch's loader would wait for ever;
 - a worker's death is an error that says who died, of what, and over which batch; then all others are ended too;
 - workers that are no longer needed get a second to finish what is in their hands.
@@ -18,20 +18,24 @@ import functools
 import inspect
 import os
 import queue
+import select
 import signal
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Iterator
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
 from torch.utils.data._utils.worker import ManagerWatchdog, _ResumeIteration
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from . import anonymous_memory
 from .iterators import PassIterator, View, open_ticket
 from .passes import Pass, Passes
 from .reading import Reader, here
@@ -64,6 +68,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             if starting and (isinstance(error, (TypeError, AttributeError)) or "pickl" in type(error).__name__.lower()):
                 raise type(error)(f"{error}. {self._advice}") from error
             raise
+        _wait_for_the_living(self._worker_result_queue, self._workers, self._timeout)
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
@@ -217,6 +222,28 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         return ""
 
 
+def _wait_for_the_living(results: Any, workers: list[Any], timeout: float) -> None:
+    """Have the rest of a message waited for no longer than its sender may live, or than `timeout` seconds.
+
+    A message that ends in the middle is no end of the pipe: the other workers hold it open.
+    """
+    reader = results._reader
+    if not isinstance(reader, Connection):  # a pipe of Windows: messages come whole
+        return
+    readable = select.poll()
+    readable.register(reader, select.POLLIN)
+
+    def read(handle: int, size: int) -> bytes:
+        while not readable.poll(1000 * (timeout or MP_STATUS_CHECK_INTERVAL)):
+            if timeout:
+                raise TimeoutError(f"DataLoader timed out after {timeout} seconds")
+            if any(worker.exitcode is not None for worker in workers):
+                raise EOFError("it ends in the middle")
+        return os.read(handle, size)
+
+    reader._recv = functools.partial(type(reader)._recv, weakref.proxy(reader), read=read)  # type: ignore[attr-defined]
+
+
 class _Context:
     """A multiprocessing context whose processes run `_run`."""
 
@@ -248,6 +275,7 @@ class _Init:
 def _run(loop: Any, args: tuple[Any, ...], threads: int | None) -> None:
     """What a worker process runs: torch's loop, between queues of ours."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # runs between two instructions, and without a word
+    anonymous_memory.install()
     Context.memory = "shared"
     main_program = ManagerWatchdog()
     bound = inspect.signature(loop).bind(*args)

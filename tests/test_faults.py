@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from fastload import DataLoader
 
@@ -225,7 +225,7 @@ class Both(Faulty):
 @whether_persistent
 def test_the_death_of_a_worker_between_batches(kind: Any, persistent: bool) -> None:
     """Killed while the loop's body runs, which it does not disturb: an error of the next batch that has to come."""
-    loader = loader_of(Faulty(), collate_fn=plain_numbers, persistent_workers=persistent, **kind)
+    loader = loader_of(Faulty(), persistent_workers=persistent, **kind)
     iterator = iter(loader)
     next(iterator)
     pid = iterator._workers[1].pid
@@ -235,11 +235,6 @@ def test_the_death_of_a_worker_between_batches(kind: Any, persistent: bool) -> N
     assert children() == []
     assert len(list(loader)) == BATCHES
     drop(loader)
-
-
-def plain_numbers(samples: list[Any]) -> list[Any]:
-    """A collate_fn without shared memory, which a worker that is killed from outside can leave behind."""
-    return [int(sample[0]) for sample in samples]
 
 
 def end(pid: int) -> None:
@@ -260,6 +255,62 @@ def test_the_death_of_an_idle_persistent_worker(kind: Any) -> None:
         list(loader)
     assert children() == []
     assert_works(loader)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
+@pytest.mark.parametrize("thread", [False, True], ids=["main", "thread"])
+@every_process
+def test_a_worker_ends_in_the_middle_of_a_message(kind: Any, thread: bool, how: signal.Signals) -> None:
+    """Half a batch is in the pipe, which the other worker and this process hold open: the rest is not waited for."""
+    timeout = 1 if how is signal.SIGSTOP else 0
+    iterator = iter(loader_of(Faulty(), collate_fn=megabytes, num_workers=1, timeout=timeout, **kind))
+    next(iterator)
+    assert soon(iterator._worker_result_queue._reader.poll)
+    os.kill(iterator._workers[0].pid, how)
+    caught: list[BaseException] = []
+
+    def consume() -> None:
+        try:
+            list(iterator)
+        except RuntimeError as error:
+            caught.append(error)
+
+    if thread:
+        consumer = threading.Thread(target=consume, daemon=True)
+        consumer.start()
+        consumer.join(20)
+    else:
+        consume()
+    assert re.search("did not finish" if timeout else r"Worker 0 .* was killed by SIGKILL", str(caught))
+    assert children() == []
+
+
+def two_views(samples: list[Any]) -> Any:
+    """Two parts of one batch, in the same memory."""
+    batch = torch.stack(samples)
+    return batch[:2], batch[1:]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the memory of this system's batches has names")
+@pytest.mark.parametrize("collate_fn", [default_collate, torch.stack, two_views], ids=name_of)
+@every_process
+def test_memory_without_a_name(kind: Any, collate_fn: Any) -> None:
+    """No moment exists in which a death could leave a file in /dev/shm behind, or in which that could be full."""
+    batch = next(iter(loader_of(Faulty(), collate_fn=collate_fn, **kind)))
+    parts = [batch] if isinstance(batch, torch.Tensor) else batch
+    assert all("/memfd:fastload" in mapping_of(part.data_ptr()) for part in parts)
+    assert parts[0].is_shared()
+    assert [int(part[0, 0]) for part in parts] == list(range(len(parts)))
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+
+
+def mapping_of(address: int) -> str:
+    """The line of /proc/self/maps that an address lies in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if begin <= address < end:
+            return line
+    raise AssertionError("not mapped")
 
 
 # --- what a worker may raise

@@ -15,7 +15,7 @@ import fastload
 
 LAYERS = (
     "errors geometry order record",
-    "batch buffers jpeg tiles huffman huffman_writer recut store store_writer sources workers transforms cache "
+    "anonymous_memory batch buffers jpeg tiles huffman huffman_writer recut store store_writer sources workers transforms cache "
     "failures worker_info",
     "decode",
     "pack",
