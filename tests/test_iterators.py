@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numbered import Epochs, Numbers
 from torch.utils.data import DataLoader as TorchLoader
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import IterableDataset, default_collate
 
 from fastload import DataLoader
 from fastload.iterators import CollateWithState, Stated, View, collated, open_ticket
@@ -17,25 +18,12 @@ from fastload.passes import Ticket
 from fastload.workers import context
 
 
-class Numbers(Dataset[int]):
-    thread_safe = True
-
-    def __len__(self) -> int:
-        return 10
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class Epochs(Numbers):
+class Noted(Epochs):
     """Numbers that note the epoch in which they are read."""
 
     def __init__(self) -> None:
-        self.epoch = 0
+        super().__init__(10)
         self.seen: list[Any] = []
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __getitem__(self, index: int) -> int:
         self.seen.append((context.epoch, None if context.draws is None else context.draws.tolist()))
@@ -59,7 +47,7 @@ def test_a_ticket_is_opened_in_the_thread_that_reads() -> None:
 
 def test_reading_in_the_callers_thread_leaves_its_context() -> None:
     """Without workers a batch is read in its epoch, and after it, or its error, the thread is as it was."""
-    data = Epochs()
+    data = Noted()
     for _ in range(2):
         for _ in DataLoader(data, 5):
             assert (context.epoch, context.draws) == (None, None)
@@ -70,20 +58,15 @@ def test_reading_in_the_callers_thread_leaves_its_context() -> None:
     list(loader)
     list(loader)
     assert [epoch for epoch, _ in data.seen] == [3] * 10 + [4] * 10
-
-    class Bad(Epochs):
-        def __getitem__(self, index: int) -> int:
-            raise OSError
-
-    with pytest.raises(OSError):  # noqa: PT011, ours has no message
-        next(iter(DataLoader(Bad(), 5)))
+    with pytest.raises(OSError, match="a bad sample"):
+        next(iter(DataLoader(Epochs(10, bad=0), 5)))
     assert context.epoch is None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_profiler_still_sees_batches(workers: int) -> None:
     """torch's entry for it is left out only while nobody profiles."""
-    loader = DataLoader(Numbers(), 5, num_workers=workers)
+    loader = DataLoader(Numbers(10), 5, num_workers=workers)
     with torch.autograd.profiler.profile() as profile:
         assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     names = [event.name for event in profile.function_events if event.name.startswith("enumerate(DataLoader)")]
@@ -139,7 +122,7 @@ def test_a_users_collate_fn_is_called_as_it_is() -> None:
 
 def test_a_view_is_the_loader_but_for_what_differs() -> None:
     """Attributes of its own first, then the loader's; the loader is not changed."""
-    loader = DataLoader(Numbers(), 5)
+    loader = DataLoader(Numbers(10), 5)
     view = View(loader, batch_size=7)
     assert (view.batch_size, view.dataset, loader.batch_size) == (7, loader.dataset, 5)
     with pytest.raises(AttributeError):

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from numbered import Numbers
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -40,18 +41,10 @@ from fastload.transforms import Compose, Normalize, RandomHorizontalFlip, Random
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
-class Numbers(Dataset[Any]):
-    """A map-style dataset of a user, safe under threads: sample i is (i, what computes it)."""
+class Signed(Numbers):
+    """Numbers, each with what computes it: sample i is (i, process, thread)."""
 
-    thread_safe = True
-
-    def __init__(self, length: int = 20) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[int, int, int]:
+    def __getitem__(self, index: int) -> Any:
         return index, os.getpid(), threading.get_ident()
 
 
@@ -59,8 +52,8 @@ class Fails(Numbers):
     """Numbers, of which one raises."""
 
     def __init__(self, bad: int, error: Callable[[], BaseException]) -> None:
-        super().__init__()
-        self.bad, self.error = bad, error
+        super().__init__(20, bad)
+        self.error = error
 
     def __getitem__(self, index: int) -> Any:
         if index == self.bad:
@@ -711,7 +704,7 @@ def test_worker_init_fn_is_called_in_each_thread(store_path: Path) -> None:
             everybody.set()
         assert everybody.wait(20)
 
-    batches = list(DataLoader(Numbers(), 1, num_workers=3, worker_init_fn=start))
+    batches = list(DataLoader(Signed(), 1, num_workers=3, worker_init_fn=start))
     assert sorted(called) == [0, 1, 2]
     assert len(set(called.values())) == 3
     assert threading.get_ident() not in called.values()
@@ -730,7 +723,7 @@ def test_an_error_in_worker_init_fn_reaches_the_user() -> None:
 
 
 def workers_of(loader: DataLoader[Any]) -> str:
-    """Who computes the samples of `Numbers`: this thread, other threads, or other processes."""
+    """Who computes the samples of `Signed`: this thread, other threads, or other processes."""
     pids, idents = set(), set()
     for _, pid, ident in loader:
         pids.update(pid.tolist())
@@ -740,7 +733,7 @@ def workers_of(loader: DataLoader[Any]) -> str:
     return "main" if idents == {threading.get_ident()} else "thread"
 
 
-class Quiet(Numbers):
+class Quiet(Signed):
     """Numbers that say nothing of threads."""
 
     thread_safe = False
@@ -749,15 +742,15 @@ class Quiet(Numbers):
 @pytest.mark.parametrize(
     ("dataset", "options", "expected"),
     [
-        (Numbers(), {"num_workers": 2}, "thread"),
-        (Numbers(), {"num_workers": 0}, "main"),
-        (Numbers(), {"num_workers": 2, "worker_type": "process"}, "process"),
+        (Signed(), {"num_workers": 2}, "thread"),
+        (Signed(), {"num_workers": 0}, "main"),
+        (Signed(), {"num_workers": 2, "worker_type": "process"}, "process"),
         (Quiet(), {"num_workers": 2}, "process"),
         (Quiet(), {"num_workers": 2, "worker_type": "thread"}, "thread"),
-        (Subset(Numbers(), [1, 2, 3, 5]), {"num_workers": 2}, "thread"),
+        (Subset(Signed(), [1, 2, 3, 5]), {"num_workers": 2}, "thread"),
         (Subset(Quiet(), [1, 2, 3, 5]), {"num_workers": 2}, "process"),
-        (ConcatDataset([Numbers(), Subset(Numbers(), [1])]), {"num_workers": 2}, "thread"),
-        (ConcatDataset([Numbers(), Quiet()]), {"num_workers": 2}, "process"),
+        (ConcatDataset([Signed(), Subset(Signed(), [1])]), {"num_workers": 2}, "thread"),
+        (ConcatDataset([Signed(), Quiet()]), {"num_workers": 2}, "process"),
     ],
 )
 def test_who_works(dataset: Any, options: dict[str, Any], expected: str) -> None:
@@ -940,7 +933,7 @@ def test_a_loader_without_epochs_needs_none() -> None:
     """Datasets that know no epoch are left alone."""
     loader = DataLoader(Numbers(4), 2, num_workers=1)
     loader.set_epoch(3)
-    assert [numbers.tolist() for numbers, _, _ in loader] == [[0, 1], [2, 3]]
+    assert [numbers.tolist() for numbers in loader] == [[0, 1], [2, 3]]
 
 
 def test_threads_see_the_dataset_itself(store_path: Path) -> None:
@@ -961,5 +954,5 @@ def test_batches_come_in_order_though_threads_differ() -> None:
             time.sleep(0.02 if index % 4 == 0 else 0)
             return index
 
-    loader = DataLoader(Slow(), 2, num_workers=3)
+    loader = DataLoader(Slow(20), 2, num_workers=3)
     assert [batch.tolist() for batch in loader] == [[i, i + 1] for i in range(0, 20, 2)]

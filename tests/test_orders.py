@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numbered import Numbers
 from torch.utils.data import (
     BatchSampler,
-    Dataset,
     DistributedSampler,
     RandomSampler,
     Sampler,
@@ -28,23 +28,6 @@ from fastload.transforms import Resize
 
 # torch's advice, on a machine with fewer cores than a test has workers
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-class Numbers(Dataset[int]):
-    """Sample i is i; one of them fails, always."""
-
-    thread_safe = True
-
-    def __init__(self, length: int, bad: int | None = None) -> None:
-        self.length, self.bad = length, bad
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> int:
-        if index == self.bad:
-            raise OSError("a bad sample")
-        return index
 
 
 class Lazy(Sampler[int]):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numbered import Epochs
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
-    Dataset,
     DistributedSampler,
     RandomSampler,
     SequentialSampler,
@@ -28,30 +28,6 @@ from fastload.passes import Pass, Passes, Ticket, datasets_below
 
 # torch's advice, on a machine with fewer cores than a test has workers
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-class Epochs(Dataset[int]):
-    """Sample i is 1000 * epoch + i; `reads` counts, in all processes, how often each was read in any epoch."""
-
-    thread_safe = True
-
-    def __init__(self, length: int = 12) -> None:
-        self.reads = torch.zeros(length, dtype=torch.int64).share_memory_()
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch[0] = epoch
-
-    def __len__(self) -> int:
-        return len(self.reads)
-
-    def __getitem__(self, index: int) -> int:
-        self.reads[index] += 1
-        return index
 
 
 def passes_of(data: Any, sampler: Any = None, size: int | None = 4) -> Passes:
@@ -103,7 +79,7 @@ def test_persistent_workers_read_ahead_of_the_epoch(order: str, worker_type: Any
 @pytest.mark.parametrize("options", [{"num_workers": 2}, {}, {"num_workers": 2, "sampler": "distributed"}])
 def test_others_do_not_read_ahead(options: dict[str, Any]) -> None:
     """Workers that are not persistent, none, and orders that nobody can foresee."""
-    data = Epochs()
+    data = Epochs(12)
     if "sampler" in options:
         options = {**options, "sampler": DistributedSampler(data, 1, 0), "persistent_workers": True}
     for _ in DataLoader(data, 3, **options):
@@ -126,7 +102,7 @@ def test_what_was_read_ahead_in_vain_is_dropped() -> None:
         (lambda loader: loader.dataset.set_epoch(6), 6, 1),
         (lambda loader: None, 1, 1),
     ):
-        data = Told()
+        data = Told(12)
         loader = DataLoader(
             data, 4, sampler=ShuffleSampler(data), num_workers=2, persistent_workers=True, worker_type="thread"
         )
@@ -142,7 +118,7 @@ def test_what_was_read_ahead_in_vain_is_dropped() -> None:
 
 def test_each_pass_is_the_next_epoch_of_all_datasets() -> None:
     """Those inside torch's Subset and ConcatDataset too; an epoch that was set is taken as it is, once."""
-    one, other = Epochs(), Epochs()
+    one, other = Epochs(12), Epochs(12)
     data = ConcatDataset([Subset(one, [1, 2, 3]), other])
     assert [part for part in datasets_below(data) if isinstance(part, Epochs)] == [one, other]
     passes = passes_of(data)
@@ -157,7 +133,7 @@ def test_each_pass_is_the_next_epoch_of_all_datasets() -> None:
 
 def test_the_samplers_epoch_leads_where_it_is_further_on() -> None:
     """A loop that sets its sampler's epoch alone gets that epoch's pictures too."""
-    data = Epochs()
+    data = Epochs(12)
     sampler = ShuffleSampler(data)
     passes = passes_of(data, sampler)
     sampler.set_epoch(3)
@@ -189,7 +165,7 @@ def test_the_length_is_the_samplers() -> None:
 
 def test_a_state_counts_what_was_taken_not_what_was_drawn() -> None:
     """In order, and with some that came early."""
-    data = Epochs()
+    data = Epochs(12)
     begun = iter(passes_of(data, size=2))
     assert len(list(begun)) == 6
     assert begun.state_dict()["skip"] == 0
@@ -206,7 +182,7 @@ def test_a_state_counts_what_was_taken_not_what_was_drawn() -> None:
 @pytest.mark.parametrize("eagerly", [False, True])
 def test_what_came_early_is_passed_over_whenever_it_is_drawn(eagerly: bool) -> None:
     """By workers that draw ahead, and without workers, where each batch is drawn when the one before it is taken."""
-    data = Epochs()
+    data = Epochs(12)
     begun = iter(passes_of(data, size=2))
     for number in (0, 2, 4):
         begun.take(number)
@@ -247,7 +223,7 @@ def test_batches_that_are_thrown_away_count_from_the_beginning() -> None:
 
 def test_a_state_is_the_users_own() -> None:
     """What was given or taken may be changed afterwards."""
-    data = Epochs()
+    data = Epochs(12)
     passes = passes_of(data)
     begun = iter(passes)
     next(begun)
@@ -263,7 +239,7 @@ def test_a_state_is_the_users_own() -> None:
 
 def test_a_copy_begins_a_pass_of_its_own() -> None:
     """Pickled in the middle of a pass: where a loader goes, its place does not."""
-    passes = passes_of(Epochs())
+    passes = passes_of(Epochs(12))
     next(iter(passes))
     assert passes.ahead() is not None
     other = pickle.loads(pickle.dumps(passes))
@@ -273,7 +249,7 @@ def test_a_copy_begins_a_pass_of_its_own() -> None:
 
 def test_a_chosen_epoch_is_asked_for_once() -> None:
     """`still` says no to a pass of another epoch, and takes the epoch at hand for the one that has begun."""
-    data = Epochs()
+    data = Epochs(12)
     sampler = ShuffleSampler(data)
     passes = passes_of(data, sampler)
     begun = iter(passes)
@@ -288,7 +264,7 @@ def test_a_chosen_epoch_is_asked_for_once() -> None:
 
 def test_samplers_that_move_on_by_themselves_are_no_new_choice() -> None:
     """A ShuffleSampler inside a BatchSampler, whose epoch is the next one as soon as it is drawn from."""
-    data = Epochs()
+    data = Epochs(12)
     batches = BatchSampler(ShuffleSampler(data), 4, False)
     passes = Passes(data, None, batches)
     begun = iter(passes)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numbered import Numbers
 from torch._utils import ExceptionWrapper
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 import fastload
 from fastload import ImageDataset
@@ -24,13 +25,6 @@ def _clean_context() -> Any:
     """Jobs run in this thread here; a worker's thread has its context for itself."""
     yield
     context.epoch, context.draws, context.memory = None, None, "own"
-
-
-class Numbers(Dataset[int]):
-    def __getitem__(self, index: int) -> int:
-        if index == 13:
-            raise OSError("thirteen")
-        return index
 
 
 def result_of(job: Any) -> list[Any]:
@@ -100,8 +94,8 @@ def test_an_error_in_collate_stands_in_its_batchs_place(store_path: Path) -> Non
 def test_a_sample_that_fails_is_named() -> None:
     """Its index, not only its batch's, and the line that raised."""
     for batched, index in ((True, [1, 13, 2]), (False, 13)):
-        (error,) = result_of(Reader(Numbers(), batched, list if batched else int).job([index], None))
-        with pytest.raises(OSError, match=r"for index 13\.(.|\n)*in __getitem__(.|\n)*thirteen"):
+        (error,) = result_of(Reader(Numbers(bad=13), batched, list if batched else int).job([index], None))
+        with pytest.raises(OSError, match=r"for index 13\.(.|\n)*in __getitem__(.|\n)*a bad sample"):
             error.reraise()
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from numbered import Counted, Epochs, Numbers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
-    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -53,37 +53,6 @@ CHEAP = ("none", "threads", "persistent threads")
 
 def generator(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-class Numbers(Dataset[int]):
-    """Sample i is i; `reads` counts, in all processes, how often each was read."""
-
-    thread_safe = True
-
-    def __init__(self, length: int = 23) -> None:
-        self.reads = torch.zeros(length, dtype=torch.int64).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.reads)
-
-    def __getitem__(self, index: int) -> int:
-        self.reads[index] += 1
-        return index
-
-
-class Epochs(Numbers):
-    """Numbers with an epoch, which is part of each."""
-
-    def __init__(self, length: int = 23) -> None:
-        super().__init__(length)
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch[0] = epoch
 
 
 class Some(Sampler[int]):
@@ -229,7 +198,7 @@ def test_nothing_is_read_again(order: str, workers: str) -> None:
     iterator = iter(loader)
     for _ in range(2):
         next(iterator)
-    data = Numbers()
+    data = Counted()
     resumed = loader_of(order, data, workers, batch_size=3, persistent_workers=False)
     resumed.load_state_dict(loader.state_dict())
     left = list(itertools.chain.from_iterable(drawn(resumed)))
@@ -288,7 +257,7 @@ def test_another_batch_size_goes_on(order: str) -> None:
 # --- batches that come out of order
 
 
-class Slow(Numbers):
+class Slow(Counted):
     """Numbers of which the first is slow, once."""
 
     def __getitem__(self, index: int) -> int:
@@ -313,7 +282,7 @@ def test_what_came_early_is_not_read_twice(workers: str) -> None:
         assert state["order"]["early"] == sorted(batch[0] // 2 for batch in early)
         assert sorted(early + late) == [[i, i + 1] for i in range(0, 14, 2)]
         for after in ("none", workers):
-            data = Numbers(14)
+            data = Counted(14)
             resumed = loader_of(order, data, after, **(options if after != "none" else {"batch_size": 2}))
             resumed.load_state_dict(state)
             assert resumed.state_dict() == state
@@ -449,18 +418,11 @@ def test_the_latest_iterator_counts() -> None:
 
 def test_a_batch_that_failed_is_behind_the_state() -> None:
     """What raised an error is not read again after a load, whoever reads."""
-
-    class Bad(Numbers):
-        def __getitem__(self, index: int) -> int:
-            if index == 7:
-                raise OSError("sample seven")
-            return index
-
     for workers in ("none", "threads", "processes"):
-        loader = loader_of("sequential", Bad(), workers)
+        loader = loader_of("sequential", Numbers(bad=7), workers)
         iterator = iter(loader)
         next(iterator)
-        with pytest.raises(OSError, match="sample seven"):
+        with pytest.raises(OSError, match="a bad sample"):
             next(iterator)
         resumed = loader_of("sequential", Numbers())
         resumed.load_state_dict(loader.state_dict())

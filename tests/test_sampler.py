@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numbered import Numbers
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from fastload import ShuffleSampler
 from fastload.order import epoch_order
@@ -39,21 +40,8 @@ def sampler_of(kind: str, n: int, **options: Any) -> ShuffleSampler:
     return ShuffleSampler(n, **options)
 
 
-class Numbers(Dataset[int]):
-    """A dataset whose samples are their own indices."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
 class Labelled(Numbers):
-    """The same, with targets."""
+    """Numbers with targets."""
 
     def __init__(self, targets: Any) -> None:
         super().__init__(len(targets))
