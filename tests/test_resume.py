@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from numbered import Counted, Epochs, Numbers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from numbered import Counted, Epochs, Numbers
 from torch.utils.data import (
     BatchSampler,
     DistributedSampler,

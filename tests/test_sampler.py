@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numbered import Numbers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from numbered import Numbers
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from fastload import ShuffleSampler
