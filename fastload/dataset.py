@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from . import decode, record
+from . import decode, masks, record
 from .batch import Batch
 from .buffers import BatchBuffers
 from .cache import ImageCache
@@ -50,13 +50,13 @@ _GATHER_BYTES = 4 << 20
 _PART = 8
 
 
-class ImageDataset(Dataset[tuple[Any, Any]]):
+class ImageDataset(Dataset[Any]):
     """Images and labels of a packed store.
 
     path: the store, as made by `fastload pack`.
     transform: fastload's transforms, decided before decoding, or any callable on the decoded picture, or a
         `fastload.transforms.Compose` of both.
-    target_transform: a callable on the label.
+    target_transform: a callable on the label, or on the mask of an (image, mask).
     image_type: what callables get and the dataset returns: "tensor" (uint8, 3 x height x width, RGB, channels-last in
         memory), "numpy" (uint8, height x width x 3) or "pil".
     cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none. Images
@@ -69,7 +69,11 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         at full size.
     seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
 
-    Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none.
+    Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none. A store of
+    images and masks gives (image, mask), one with more than that dicts: {"image": ..., "mask": ..., "instances": ...}.
+    Geometric transforms move masks as they move their image, by nearest values; what lies outside a mask is 255 (0 for
+    instances), and so is all of a placeholder's. Masks are uint8, height x width (int32 if there are values above 255):
+    losses take `mask.long()`.
 
     `fastload.DataLoader` advances the epoch by itself. With another loader call `set_epoch` before each epoch, as with
     torch's DistributedSampler; otherwise every epoch shows the same crops.
@@ -114,6 +118,9 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         self.on_error: OnError = on_error
         self.scaled_decode = scaled_decode
         self.seed = seed
+        self._names: list[str] = self.store.manifest.get("sample", ["image", "label"])
+        if target_transform is not None and len(self._names) > 2:
+            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self._names)}")
         self.failures = Failures(_limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -182,9 +189,8 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         self._draw(index, size, [plan], out)
         return torch.from_numpy(out).permute(2, 0, 1)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image, label = self._load([operator.index(index)])[0]
-        return image, label
+    def __getitem__(self, index: int) -> Any:
+        return self._load([operator.index(index)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | list[Any]:
         """The samples at `indices`, read together; torch's fetcher calls this with a batch of indices.
@@ -228,7 +234,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
     @property
     def _gathered(self) -> Column | None:
         """The column of raw images, if pictures are its rows as they are."""
-        return None if self.transform.geometric else self.store.columns.get("image")
+        return None if self.transform.geometric or self.store.masks else self.store.columns.get("image")
 
     def _checked(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """The indices as an array, negative ones counted from the end."""
@@ -265,28 +271,47 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         ignored = (labels == IGNORE_LABEL).reshape(len(labels), -1).all(axis=1)
         return [value if skip else transform(value) for value, skip in zip(values, ignored, strict=True)]
 
+    def _finished_mask(self, mask: npt.NDArray[Any]) -> Any:
+        """A mask in the type that was asked for, with the target transform applied."""
+        values: Any = mask
+        if self.image_type == "tensor":
+            values = torch.from_numpy(mask)
+        elif self.image_type == "pil":
+            from PIL import Image
+
+            values = Image.fromarray(mask)
+        return values if self.target_transform is None else self.target_transform(values)
+
+    @functools.cached_property
+    def _mask_dtypes(self) -> list[npt.DTypeLike]:
+        """The type of each mask's values: int32 where some don't fit into uint8."""
+        columns = [self.store.columns[f"{name}_max"] for name in self.store.masks]
+        return [np.uint8 if all((chunk <= 255).all() for chunk in column.chunks()) else np.int32 for column in columns]
+
     def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
         return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]
 
-    def _draw(self, index: int, size: Size, plans: list[Plan], out: Pixels) -> None:
-        """Decode sample `index`, an image of `size`, and carry its plans out into `out`."""
-        column = self.store.columns.get("image")
+    def _draw(self, index: int, size: Size, plans: list[Plan], out: Pixels, masks_out: Sequence[Any] = ()) -> None:
+        """Decode sample `index`, an image of `size`, and carry its plans out into `out`; its masks into theirs."""
+        column, cache = self.store.columns.get("image"), self.cache
+        image: Pixels | record.Field | None = None
         if column is not None:
-            decode.render(column.view(index), 1, plans, out)
-            return
-        cache = self.cache
-        if cache is None:
-            field = self._image_field(index, size)
-            decode.render(field, field.orientation, plans, out, scaled=self.scaled_decode)
-            return
-        image = cache.get(index)
+            image = column.view(index)
+        elif cache is not None:
+            image = cache.get(index)
+        fields = record.parse(self.store.view(index)) if image is None or masks_out else []
         if image is None:
-            image = decode.upright(self._image_field(index, size))
-            cache.put(index, image)
-        decode.render(image, 1, plans, out)
+            image = self._image_field(fields[0], size)
+            if cache is not None:
+                image = decode.upright(image)
+                cache.put(index, image)
+        orientation = image.orientation if isinstance(image, record.Field) else 1
+        decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
+        first = int(column is None)
+        for field, fill, mask in zip(fields[first:], self.store.masks.values(), masks_out, strict=False):
+            masks.render(field, size, plans, mask, fill)
 
-    def _image_field(self, index: int, size: Size) -> record.Field:
-        field = record.parse(self.store.view(index))[0]
+    def _image_field(self, field: record.Field, size: Size) -> record.Field:
         if upright_size((field.height, field.width), field.orientation) != size:
             raise StoreError(f"the record says {field.width} x {field.height} pixels, the size column {size[::-1]}")
         return field
@@ -327,12 +352,14 @@ class Reading:
         else:
             self._todo = list(zip(indices.tolist(), dataset._sizes(indices), strict=True))
             self._take_slots()
+        self._masks = self._mask_slots()
         self._whole = (
             self._tensor is not None
             and dataset.image_type == "tensor"
             and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
         )
         self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
+        self._finished_masks: list[list[Any]] = [[None] * len(self._pictures) for _ in self._masks]
 
     def _take_slots(self) -> None:
         """Take one buffer for all pictures if their sizes agree, else one for each.
@@ -347,6 +374,19 @@ class Reading:
             self._tensor, self._slots = dataset._buffers.take((len(sizes), *sizes[0], 3), context.memory)
         else:
             self._slots = [np.empty((*size, 3), np.uint8) for size in sizes]
+
+    def _mask_slots(self) -> list[tuple[torch.Tensor | None, Any]]:
+        """For each mask of the store a buffer for the batch, as `_take_slots` takes one for the pictures."""
+        slots: list[tuple[torch.Tensor | None, Any]] = []
+        for dtype in self._dataset._mask_dtypes if self._dataset.store.masks else ():
+            if self._tensor is None:
+                slots.append((None, [np.empty(slot.shape[:2], dtype) for slot in self._slots]))
+                continue
+            count, height, width, _ = self._slots.shape
+            shape = (count, height, width * np.dtype(dtype).itemsize)
+            tensor, array = self._dataset._buffers.take(shape, context.memory)
+            slots.append((tensor.view(torch.int32 if dtype is np.int32 else torch.uint8), array.view(dtype)))
+        return slots
 
     def _plans(self, place: int) -> list[Plan]:
         index, size = self._todo[place]
@@ -363,46 +403,63 @@ class Reading:
         dataset = self._dataset
         for place, (index, size) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
             try:
-                dataset._draw(index, size, self._plans(place), self._slots[place])
+                self._draw(place, index, size, self._plans(place))
             except FastloadError as error:
                 self._labels[place] = self._replacement(place, index, error)
         if not self._whole:
             last = (part + 1) * _PART if self._todo else len(self._labels)
             for place in range(part * _PART, min(last, len(self._labels))):
                 self._pictures[place] = dataset._finished(self._slots[place])
+                for finished, (_, slots) in zip(self._finished_masks, self._masks, strict=True):
+                    finished[place] = dataset._finished_mask(slots[place])
+
+    def _draw(self, place: int, index: int, size: Size, plans: list[Plan]) -> None:
+        self._dataset._draw(index, size, plans, self._slots[place], [slots[place] for _, slots in self._masks])
 
     def finish(self) -> Batch:
         """The batch, once all parts are filled."""
         dataset = self._dataset
-        images: torch.Tensor | list[Any] = self._pictures
+        columns: dict[str, torch.Tensor | list[Any]] = {"image": self._pictures}
+        columns |= zip(dataset.store.masks, self._finished_masks, strict=True)
         if self._whole:
             assert self._tensor is not None
             images = self._tensor.permute(0, 3, 1, 2)
             for normalize in dataset.transform.rest:
                 images = normalize(images)
-        return Batch(images, dataset._targets(self._labels))
+            columns["image"] = images
+            columns |= {
+                name: tensor
+                for name, (tensor, _) in zip(dataset.store.masks, self._masks, strict=True)
+                if tensor is not None
+            }
+        names = dataset._names
+        if "label" in names:
+            columns["label"] = dataset._targets(self._labels)
+        return Batch(*(columns[name] for name in names), names=names if len(names) > 2 else None)
 
     def _replacement(self, place: int, index: int, error: FastloadError) -> Any:
-        """Deal with a sample that failed: fill its slot and give the label that goes with it, or raise."""
+        """Deal with a sample that failed: fill its slots and give the label that goes with it, or raise."""
         if self._dataset.on_error == "raise":
             raise DecodeError(f"sample {index}{self._dataset._name_of(index)}: {error}") from error
         self._dataset.failures.report(index, str(error))
         if self._dataset.on_error == "skip":
             return self._another(place, index)
         self._slots[place][...] = 0
+        for (_, slots), fill in zip(self._masks, self._dataset.store.masks.values(), strict=True):
+            slots[place][...] = fill
         return IGNORE_LABEL
 
     def _another(self, place: int, index: int) -> Any:
         """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
-        dataset, out = self._dataset, self._slots[place]
+        dataset, shape = self._dataset, self._slots[place].shape[:2]
         random = self._random(place, index)
         for _ in range(_SKIP_TRIES):
             other = random.integer(len(dataset))
             size = dataset._sizes(np.array([other]))[0]
             plans = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, other))
-            if plans[-1].output_size == out.shape[:2]:
+            if plans[-1].output_size == shape:
                 try:
-                    dataset._draw(other, size, plans, out)
+                    self._draw(place, other, size, plans)
                 except FastloadError as error:
                     self._dataset.failures.report(other, str(error))
                 else:

@@ -14,14 +14,12 @@ import contextlib
 import io
 import json
 import os
-import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
@@ -29,7 +27,7 @@ import filelock
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from . import decode, geometry, jpeg, record, tiles
+from . import blocks, decode, geometry, jpeg, masks, record, tiles
 from .buffers import scratch
 from .doctor import usable_cores
 from .errors import DecodeError, FastloadError, PackError, SourceError
@@ -105,12 +103,18 @@ class Options:
 
 
 class _Prepared(NamedTuple):
-    """An item that is ready to be written: its image, what became of that (`tiles.OUTCOMES`), its upright size."""
+    """An item that is ready to be written.
+
+    image: its image's field. outcome: what became of it (`tiles.OUTCOMES`). size: its upright size. masks: its masks'
+    fields. largest: the largest value of each.
+    """
 
     item: Item
-    field: record.Field
+    image: record.Field
     outcome: int
     size: Size
+    masks: list[record.Field]
+    largest: list[int]
 
 
 class _LeftOut(NamedTuple):
@@ -132,6 +136,8 @@ def pack(
     *,
     format: Format = "auto",
     root: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
     quality: int | None = None,
@@ -146,9 +152,12 @@ def pack(
 ) -> PackReport:
     """Pack images and labels into one store.
 
-    source: class folders, a folder without labels, a label list, or a store to be packed otherwise
-        (`sources.open_source` says how they are told apart; `format` insists). destination: the store's file name.
+    source: class folders, a folder without labels, a label list, pairs of image and mask, a folder of labelme files, or
+        a store to be packed otherwise (`sources.open_source` says how they are told apart; `format` insists).
+    destination: the store's file name.
     root: where the names of a list start; its own folder by default.
+    masks: a folder with a mask for each image of `source`, of the same name. labels: a file with the names of the
+        values of masks, a line each.
     short_side, max_side: shrink images whose shorter or longer side is larger, in pixels; never enlarges.
     quality: re-encode every image as a JPEG of this quality, 1 to 100; 95 for images that are shrunk.
     encode: "keep" bytes as they are where possible, make everything "jpeg", or store "raw" pixels (uint8 RGB); raw
@@ -183,7 +192,8 @@ def pack(
     if os.path.exists(final) and os.path.exists(source) and os.path.samefile(source, final):
         raise FileExistsError(f"{final} is the source too; give the new store another name")
     created = _creation_time()
-    listed = open_source(source, format, root, ignore=(final, f"{final}.partial", f"{final}.partial.lock"))
+    own = (final, f"{final}.partial", f"{final}.partial.lock")
+    listed = open_source(source, format, root, masks=masks, labels=labels, ignore=own)
     with _only_pack(final), _libraries_for_packing():
         _write(listed, final, options, created, workers or usable_cores(), progress)
     store = Store(final)
@@ -272,6 +282,8 @@ def _write(
         "bytes": ColumnSpec.of("<u8"),
         "checksum": ColumnSpec.of("<u8"),
         "tiles": ColumnSpec.of("|u1"),
+        **{f"{name}_max": ColumnSpec.of("<u2") for name in source.masks},
+        **{f"{name}_checksum": ColumnSpec.of("<u8") for name in source.masks},
     }
     if fixed is not None:
         columns["image"] = ColumnSpec.of("|u1", (*fixed, 3))
@@ -279,7 +291,7 @@ def _write(
     total = len(source.items)
     with StoreWriter(final, columns, fingerprint) as writer:
         prepared = ordered_map(
-            lambda item: _prepare(item, source.store, options, fixed),
+            lambda item: _prepare(item, source, options, fixed),
             source.items[writer.done :],
             threads=threads,
             ahead=(4 if options.encode == "raw" else 32) * threads,  # raw images are large
@@ -290,7 +302,7 @@ def _write(
                 if isinstance(outcome, _LeftOut):
                     writer.leave_out(outcome.item.name, outcome.reason)
                 else:
-                    _add(writer, outcome, columns)
+                    _add(writer, outcome, columns, source)
                 writer.advance()
                 if progress is not None:
                     progress(writer.done, total)
@@ -303,22 +315,24 @@ def _write(
         writer.finish(_manifest(source, options, fixed, created))
 
 
-def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec]) -> None:
-    item, field, outcome, size = prepared
+def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec], source: Source) -> None:
+    item, image = prepared.item, prepared.image
     name = record.Field(record.TEXT, item.name.encode("utf-8", "surrogateescape"))
     labels = item.labels or (-1,)
     row: dict[str, Any] = {
         "label": labels if columns["label"].shape else labels[0],
-        "size": size,
-        "bytes": len(field.payload),
-        "checksum": record.checksum(field.payload),
-        "tiles": outcome,
+        "size": prepared.size,
+        "bytes": len(image.payload),
+        "checksum": record.checksum(image.payload),
+        "tiles": prepared.outcome,
     }
+    for mask, field, largest in zip(source.masks, prepared.masks, prepared.largest, strict=True):
+        row |= {f"{mask}_max": largest, f"{mask}_checksum": record.checksum(field.payload)}
     if "image" in columns:
-        row["image"] = np.frombuffer(field.payload, np.uint8).reshape(columns["image"].shape)
-        writer.add([name], row)
+        row["image"] = np.frombuffer(image.payload, np.uint8).reshape(columns["image"].shape)
+        writer.add([*prepared.masks, name], row)
     else:
-        writer.add([field, name], row)
+        writer.add([image, *prepared.masks, name], row)
 
 
 def _creation_time() -> datetime:
@@ -334,8 +348,10 @@ def _manifest(source: Source, options: Options, fixed: Size | None, created: dat
     return {
         "fields": [
             {"name": "image", "kind": "image", "in": "record" if fixed is None else "column"},
+            *({"name": name, "kind": "mask", "in": "record", "fill": fill} for name, fill in source.masks.items()),
             {"name": "name", "kind": "text", "in": "record"},
         ],
+        "sample": ["image", *source.masks] if source.masks else ["image", "label"],
         "classes": source.classes,
         "source": source.format,
         "options": asdict(options),
@@ -360,7 +376,7 @@ def _common_size(source: Source, options: Options, threads: int) -> Size | None:
             height, width = source.store.columns["size"].view(item.sample or 0).tolist()
             return options.target_size((height, width))
         try:
-            facts = _identify(_read(item), options)
+            facts = _identify(source.read(item)["image"], options)
         except (OSError, FastloadError):
             return None
         return options.target_size(geometry.upright_size(facts.size, facts.orientation))
@@ -376,25 +392,50 @@ def _common_size(source: Source, options: Options, threads: int) -> Size | None:
     return common
 
 
-def _prepare(item: Item, store: Store | None, options: Options, fixed: Size | None) -> _Prepared | _LeftOut:
+def _prepare(item: Item, source: Source, options: Options, fixed: Size | None) -> _Prepared | _LeftOut:
     if item.problem is not None:
         return _LeftOut(item, item.problem)
     try:
-        sample = item.sample
+        store, sample = source.store, item.sample
         if store is not None and sample is not None:
             item = item._replace(name=store.name(sample))
             kept, pixels = _stored_field(store, sample, options), None
+            contents: dict[str, Any] = {name: blocks.read(store[sample][name]) for name in source.masks}
         else:
-            data = _read(item)
+            contents = source.read(item)
+            data = contents["image"]
             kept, pixels = _kept_field(data, _identify(data, options), options)
         field, size = _make_field(kept, options)
         if fixed is not None and size != fixed:
             raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed}")
-        return _Prepared(item, *_tiled(field, pixels if field is kept else None, options), size)
+        whole = geometry.upright_size((kept.height, kept.width), kept.orientation)
+        values = [_mask(contents[name], whole, size, source, name, options) for name in source.masks]
+        image, outcome = _tiled(field, pixels if field is kept else None, options)
+        return _Prepared(
+            item, image, outcome, size, [blocks.field_of(v) for v in values], [int(v.max()) for v in values]
+        )
     except OSError as error:
         return _LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
         return _LeftOut(item, str(error) or "not enough memory to decode it")
+
+
+def _mask(content: Any, whole: Size, size: Size, source: Source, name: str, options: Options) -> blocks.Values:
+    """The values of a mask, checked against the image's upright size `whole` and the classes, as large as `size`."""
+    values = masks.decode(content, options.max_pixels) if isinstance(content, bytes) else masks.narrowed(content)
+    if values.shape != whole:
+        raise DecodeError(
+            f"the mask is {values.shape[1]} x {values.shape[0]} pixels, its image {whole[1]} x {whole[0]} "
+            "(width x height, upright)"
+        )
+    if name == "mask" and source.classes is not None:
+        beyond = values[(values >= len(source.classes)) & (values != source.masks[name])]
+        if beyond.size:
+            raise DecodeError(
+                f"the mask has the value {beyond.max()}, and the {len(source.classes)} classes are 0 to "
+                f"{len(source.classes) - 1} ({source.masks[name]} means: ignore)"
+            )
+    return masks.resized(values, size) if size != whole else values
 
 
 def _stored_field(store: Store, index: int, options: Options) -> record.Field:
@@ -409,15 +450,6 @@ def _stored_field(store: Store, index: int, options: Options) -> record.Field:
         field = store[index]["image"]._replace(tiles=b"")
     _check_pixels((field.height, field.width), options)
     return field if options.exif == "apply" else field._replace(orientation=1)
-
-
-def _read(item: Item) -> bytes:
-    status = os.stat(item.path)
-    if not stat.S_ISREG(status.st_mode):
-        raise SourceError("it is no regular file")
-    if status.st_size == 0:
-        raise SourceError("the file is empty (0 bytes)")
-    return Path(item.path).read_bytes()
 
 
 def _identify(data: bytes, options: Options) -> _Facts:

@@ -7,7 +7,8 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
     indexes     the fields' tile indexes, back to back (may be empty; `tiles` defines them)
     payloads    the fields' bytes, back to back, to the end of the record
 
-    directory entry     u8  codec           0 bytes, 1 text (UTF-8), 2 jpeg, 3 encoded (another image format), 4 raw
+    directory entry     u8  codec           0 bytes, 1 text (UTF-8), 2 jpeg, 3 encoded (another image format), 4 raw,
+                                            5 blocks
                         u8  orientation     EXIF 1 to 8 as the bytes are kept; 0 where the field is no image
                         u8  channels        of the stored image; 0 where the field is no image
                         u8  flags           bit 0: encoded by the packer, not the source's own bytes
@@ -18,6 +19,7 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
                         u64 zero            reserved
 
     raw             uint8, height x width x channels, rows first, channels last, RGB
+    blocks          see `blocks`
     checksums       XXH3, 64 bits, seed 0. The head checksum covers the head's first 8 bytes, the directory and the
                     indexes: everything that must be trusted before a payload is touched.
 
@@ -37,8 +39,8 @@ import xxhash
 from .errors import ChecksumError, StoreFormatError
 
 MAGIC = b"FLR1"
-BYTES, TEXT, JPEG, ENCODED, RAW = range(5)
-CODEC_NAMES = ("bytes", "text", "jpeg", "encoded", "raw")
+BYTES, TEXT, JPEG, ENCODED, RAW, BLOCKS = range(6)
+CODEC_NAMES = ("bytes", "text", "jpeg", "encoded", "raw", "blocks")
 REENCODED = 1
 
 _HEAD = struct.Struct("<4sHHQ")
@@ -113,7 +115,7 @@ def parse(data: bytes | memoryview) -> list[Field]:
         raise ChecksumError("a record's head was altered (checksum mismatch); run `fastload verify` on the store")
     fields = []
     for codec, orientation, channels, flags, width, height, tiles_length, length, payload_checksum, _ in entries:
-        if codec > RAW or (codec >= JPEG and not 1 <= orientation <= 8):
+        if codec > BLOCKS or (codec >= JPEG and not 1 <= orientation <= 8):
             raise StoreFormatError(
                 f"a record has codec {codec} and orientation {orientation}; update fastload to read it"
             )

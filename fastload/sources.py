@@ -1,8 +1,9 @@
-"""What can be packed: class folders, folders without labels, label lists, stores. Only listed: no image is opened here.
+"""What can be packed: class folders, folders without labels, lists, image and mask pairs, labelme folders, stores.
 
 A `Source` is a list of items in index order: class, then path, for class folders (exactly torchvision's ImageFolder);
-path for a flat folder; line for a list; a store's own order. Every file that is not hidden is an item: what turns out
-to be no image is quarantined by name when it is packed, so nothing is left out silently.
+path for a flat folder, pairs and labelme; line for a list; a store's own order. Every file that is not hidden is an
+item: what turns out to be no image is quarantined by name when it is packed, so nothing is left out silently. Here
+files are only listed; `Source.read`, which packing calls in its threads, reads what an item consists of.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .errors import SourceError
 from .store import Store, looks_like_store
 
-Format = Literal["auto", "folders", "flat", "list", "store"]
+Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "store"]
 
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
@@ -30,7 +32,7 @@ class Item(NamedTuple):
 
     name: relative path with forward slashes, kept in the record. path: where it is read. labels: integers, none where
     the source has none. problem: why it can't be packed, if that is known already. sample: its place in a store, whose
-    record has the name.
+    record has the name. mask: the file of the mask that goes with it.
     """
 
     name: str
@@ -38,12 +40,36 @@ class Item(NamedTuple):
     labels: tuple[int, ...] = ()
     problem: str | None = None
     sample: int | None = None
+    mask: str | None = None
+
+
+def read_files(item: Item) -> dict[str, Any]:
+    """The bytes of an item's image, and of its mask if it has one.
+
+    Raises:
+        SourceError, OSError: a file is empty, no regular file, or can't be read.
+    """
+    contents = {"image": _read(item.path)}
+    if item.mask is not None:
+        contents["mask"] = _read(item.mask)
+    return contents
+
+
+def _read(path: str) -> bytes:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError("it is no regular file")
+    if status.st_size == 0:
+        raise SourceError("the file is empty (0 bytes)")
+    return Path(path).read_bytes()
 
 
 class Source(NamedTuple):
     """Items in index order, and the names of their classes where labels have names.
 
-    format: what the files came from, "folders", "flat" or "list". store: the store that they are in now, if any.
+    format: what the files came from, "folders", "flat", "list", "pairs" or "labelme". store: the store that they are
+    in now, if any. masks: the masks that come with each image, and the value of what lies outside of them. read: gives
+    what an item consists of, by name: the bytes of an image file, the bytes or values of masks.
     """
 
     format: str
@@ -52,18 +78,24 @@ class Source(NamedTuple):
     label_count: int
     notes: list[str]
     store: Store | None = None
+    masks: Mapping[str, int] = {}
+    read: Callable[[Item], dict[str, Any]] = read_files
 
     def digest(self) -> str:
         """A hash of names, labels, sizes and modification times: what tells an unchanged source from another one."""
         digest = hashlib.blake2b(repr((self.format, self.classes)).encode("utf-8", "surrogatepass"), digest_size=16)
         for item in self.items:
-            try:
-                status = os.stat(item.path)
-                stamp = (status.st_size, status.st_mtime_ns)
-            except (OSError, ValueError):
-                stamp = (-1, -1)
-            digest.update(repr((item.name, item.labels, stamp)).encode("utf-8", "surrogatepass"))
+            files = [_stamp(path) for path in (item.path, item.mask) if path is not None]
+            digest.update(repr((item.name, item.labels, *files)).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def open_source(
@@ -71,13 +103,20 @@ def open_source(
     format: Format = "auto",
     root: str | os.PathLike[str] | None = None,
     *,
+    masks: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
     ignore: Sequence[str] = (),
 ) -> Source:
     """List what is at `path`.
 
     format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file of
-    `name label [label ...]` lines), `store`, or `auto`: a file is a store or a list; a folder with an image at its top
-    is flat; any other folder has classes. root: where a list's relative names start; the list's own folder by default.
+    `name label [label ...]` lines, or of `image mask` lines), `pairs` (images and masks in two folders of the same
+    names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its JSON files), `store`,
+    or `auto`: a file is a store or a list; a folder with a labelme file at its top is labelme, one with an image there
+    is flat; a folder of pairs is told by its names; any other folder has classes.
+    root: where a list's relative names start; the list's own folder by default.
+    masks: a folder with a mask for each image at `path`, of the same name but for the suffix.
+    labels: a text file with the names of a mask's values, a line each, as labelme has it.
     ignore: files that are no items wherever they lie, such as the store that is being written.
 
     Raises:
@@ -92,6 +131,8 @@ def open_source(
     is_folder = os.path.isdir(path)
     if is_folder and not os.access(path, os.R_OK | os.X_OK):
         raise SourceError(f"{path} can't be listed; check its permissions")
+    if masks is not None:
+        format = "pairs"
     if format == "auto":
         format = _recognised(path)
     needed = {"list": "file of `name label` lines", "store": "file that `fastload pack` made"}.get(format, "folder")
@@ -102,14 +143,21 @@ def open_source(
         )
     if root is not None and format != "list":
         raise SourceError("a root goes with a list; folders hold their own files")
+    classes = None if labels is None else _class_names(labels)
     if format == "folders":
         source = _class_folders(path, ignore)
     elif format == "flat":
         source = _flat_folder(path, ignore)
+    elif format == "pairs":
+        source = _pairs(path, None if masks is None else os.fspath(masks), classes, ignore)
+    elif format == "labelme":
+        source = _labelme(path, classes, ignore)
     elif format == "store":
         source = _store(path)
     else:
         source = _label_list(path, os.fspath(root) if root is not None else os.path.dirname(path) or ".")
+    if labels is not None and not source.masks:
+        raise SourceError(f"{os.fspath(labels)} names a mask's values, and there are no masks in {path}")
     if not source.items:
         raise SourceError(
             f"{path}: there is nothing to pack in it; is it the right {'folder' if is_folder else 'file'}?"
@@ -119,8 +167,28 @@ def open_source(
 
 def _recognised(path: str) -> Format:
     if os.path.isdir(path):
-        return "flat" if _has_image_at_top(path) else "folders"
+        if _has_annotation_at_top(path):
+            return "labelme"
+        if _has_image_at_top(path):
+            return "flat"
+        return "pairs" if _two_folders(path) or _pair_folders(path) else "folders"
     return "store" if os.path.isfile(path) and looks_like_store(path) else "list"
+
+
+def _class_names(path: str | os.PathLike[str]) -> list[str]:
+    from . import labelme
+
+    return labelme.read_classes(path)
+
+
+def _has_annotation_at_top(folder: str) -> bool:
+    names = (e.name for e in os.scandir(folder) if _visible(e.name) and e.name.endswith(".json") and e.is_file())
+    first = min(names, default=None)
+    if first is None:
+        return False
+    from . import labelme
+
+    return labelme.looks_like_annotation(os.path.join(folder, first))
 
 
 def _has_image_at_top(folder: str) -> bool:
@@ -202,6 +270,79 @@ def _flat_folder(path: str, ignore: Sequence[str]) -> Source:
     return Source("flat", [Item(name, file_path) for name, file_path in _files_below(path, path, ignore)], None, 0, [])
 
 
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+_MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentationclass")
+_BEYOND = {"mask": 255, "instances": 0}
+
+
+def _pairs(path: str, masks: str | None, classes: list[str] | None, ignore: Sequence[str]) -> Source:
+    folders = (path, masks) if masks is not None else _two_folders(path)
+    items, notes = [], []
+    if folders is not None:
+        if not os.path.isdir(folders[1]):
+            raise SourceError(f"{folders[1]} is no folder; give the folder that holds the masks")
+        by_stem: dict[str, list[str]] = {}
+        for name, file in _files_below(folders[1], folders[1], ignore):
+            by_stem.setdefault(os.path.splitext(name)[0], []).append(file)
+        for name, file in _files_below(folders[0], folders[0], ignore):
+            items.append(_pair(name, file, by_stem.pop(os.path.splitext(name)[0], []), folders[1]))
+        if by_stem:
+            notes.append(f"{len(by_stem)} masks belong to no image, the first is {min(by_stem)!r}")
+    else:
+        for name, files in _pair_folders(path):
+            images = [file for stem, file in files if stem == "img"]
+            items.append(_pair(name, images[0], [file for stem, file in files if stem == "label"], path))
+    if not any(item.mask for item in items):
+        raise SourceError(
+            f"{path}: no image has a mask; give two folders with the same names (--masks FOLDER), or folders that "
+            "hold img.png and label.png"
+        )
+    return Source("pairs", items, classes, 0, notes, masks={"mask": _BEYOND["mask"]})
+
+
+def _pair(name: str, image: str, masks: list[str], where: str) -> Item:
+    if len(masks) == 1:
+        return Item(name, image, mask=masks[0])
+    found = "no mask of this name" if not masks else f"several masks of this name, {masks[0]} and {masks[1]}"
+    return Item(name, image, (), f"there is {found} in {where}" if not masks else f"there are {found}")
+
+
+def _two_folders(path: str) -> tuple[str, str] | None:
+    """The folders of images and of masks, if `path` holds these two by names that say so, and no other."""
+    found = [entry for entry in os.scandir(path) if _visible(entry.name) and os.path.isdir(entry.path)]
+    images = [entry.path for entry in found if entry.name.lower() in _IMAGE_FOLDERS]
+    masks = [entry.path for entry in found if entry.name.lower() in _MASK_FOLDERS]
+    return (images[0], masks[0]) if len(found) == 2 and len(images) == len(masks) == 1 else None
+
+
+def _pair_folders(path: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each sub-folder that holds an `img` and a `label`, whatever their suffixes: what labelme's converter writes."""
+    found = []
+    for folder in sorted(entry.name for entry in os.scandir(path) if _visible(entry.name) and entry.is_dir()):
+        entries = sorted(entry.name for entry in os.scandir(os.path.join(path, folder)) if _visible(entry.name))
+        files = [(os.path.splitext(name)[0], os.path.join(path, folder, name)) for name in entries]
+        if {"img", "label"} <= {stem for stem, _ in files}:
+            image = next(os.path.basename(file) for stem, file in files if stem == "img")
+            found.append((f"{folder}/{image}", files))
+    return found
+
+
+def _labelme(path: str, classes: list[str] | None, ignore: Sequence[str]) -> Source:
+    from . import labelme
+
+    files = [file for file in _files_below(path, path, ignore) if file[0].endswith(".json")]
+    if classes is None:
+        classes = labelme.list_classes([file for _, file in files])
+    names = classes
+
+    def read(item: Item) -> dict[str, Any]:
+        found = labelme.read(item.path, names, root=path)
+        image = found.image if isinstance(found.image, bytes) else _read(found.image)
+        return {"image": image, "mask": found.mask, "instances": found.instances}
+
+    return Source("labelme", [Item(*file) for file in files], classes, 0, [], masks=_BEYOND, read=read)
+
+
 def _store(path: str) -> Source:
     """The samples of a store, and after them what was left out of it, with the old reasons."""
     store = Store(path)
@@ -210,7 +351,7 @@ def _store(path: str) -> Source:
     items = [Item(f"sample {index}", path, tuple(labels), None, index) for index, labels in enumerate(rows)]
     items += [Item(entry["name"], path, (), entry["reason"]) for entry in store.quarantine()]
     label_count = column.shape[0] if column.shape else 1
-    return Source(store.manifest["source"], items, store.classes, label_count, [], store)
+    return Source(store.manifest["source"], items, store.classes, label_count, [], store, store.masks)
 
 
 class _Line(NamedTuple):

@@ -7,9 +7,10 @@ Two named databases. `samples` maps an 8-byte big-endian index to a record (see 
     quarantine/STEP          JSON: a list of {"name", "reason"} that were left out
 
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
-the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), and the images themselves
-where all of them are raw and of one shape (`image`). They are read through the memory map, so opening costs the same
-for a thousand samples and for a hundred million.
+the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
+(the largest value of each mask, and its payload's checksum), and the images themselves where all of them are raw and of
+one shape (`image`). They are read through the memory map, so opening costs the same for a thousand samples and for a
+hundred million.
 
 A reader is safe under threads (a transaction each), fork, spawn and pickling: every process opens the file for
 itself, at first use. LMDB allows one open environment per file and process, so all stores of a process share it. What
@@ -229,7 +230,8 @@ class Store:
     Attributes:
         path: absolute path of the file.
         manifest: the store's description, as a dict.
-        classes: class names by label, or None where the labels have no names.
+        classes: class names by label, or by value of the mask, or None where these have no names.
+        masks: the names of the masks that come with each image, and the value of what lies outside of each.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
 
     Raises:
@@ -251,6 +253,7 @@ class Store:
     def _describe(self) -> None:
         self.classes: list[str] | None = self.manifest["classes"]
         self.field_names: list[str] = [f["name"] for f in self.manifest["fields"] if f["in"] == "record"]
+        self.masks: dict[str, int] = {f["name"]: f["fill"] for f in self.manifest["fields"] if f["kind"] == "mask"}
         self._count: int = self.manifest["count"]
         self.columns = {
             name: Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
@@ -385,6 +388,8 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
             and isinstance(fields, list)
             and all(f["in"] in ("record", "column") and isinstance(f["name"], str) for f in fields)
+            and all(_is_count(f["fill"], 1 << 16) for f in fields if f["kind"] == "mask")
+            and all(isinstance(name, str) for name in manifest.get("sample", ["image", "label"]))
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -1,9 +1,10 @@
 """Transforms that say what they need before a byte is decoded.
 
-A geometric transform (`RandomResizedCrop`, `Resize`, `CenterCrop`, `RandomHorizontalFlip`) is a function from one
-`Plan` to the next: it never sees pixels. `Compose` folds the geometric transforms at its front into as few plans as
-possible, nearly always one, and the decoder carries that out: read the box, mirror, resize, keep the window. What
-follows (`Normalize`, or any callable) gets the finished picture.
+A geometric transform (`RandomResizedCrop`, `RandomCrop`, `RandomScale`, `Resize`, `CenterCrop`,
+`RandomHorizontalFlip`) is a function from one `Plan` to the next: it never sees pixels. `Compose` folds the geometric
+transforms at its front into as few plans as possible, nearly always one, and the decoder carries that out: read the
+box, mirror, resize, keep the window. The masks of an image follow the same plans. What follows (`Normalize`, or any
+callable) gets the finished picture.
 
 Arguments, defaults and pixels are torchvision's: antialiased bilinear, within 1 level of 255 of what it makes of a
 tensor. (Of a PIL image it makes Pillow's pixels; torch and Pillow round to different sides at a pixel in 10,000.)
@@ -21,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from . import geometry
-from .geometry import Plan, Size
+from .geometry import Box, Plan, Size
 from .order import SampleRandom
 
 MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
@@ -66,16 +67,75 @@ class RandomResizedCrop:
         return f"RandomResizedCrop({self.size}, scale={self.scale}, ratio={self.ratio})"
 
 
+class RandomCrop:
+    """Crop a box of `size` at a random place: torchvision's `RandomCrop`.
+
+    size: (height, width) of the result, or one int for both. padding: pixels added on all sides, or (left and right,
+    top and bottom), or (left, top, right, bottom); they are black, in a mask 255. pad_if_needed: pad images that are
+    smaller than `size`; without it they are an error.
+    """
+
+    def __init__(
+        self, size: int | Sequence[int], padding: int | Sequence[int] | None = None, pad_if_needed: bool = False
+    ) -> None:
+        self.size = _pair(size)
+        sides = (padding or 0,) if isinstance(padding, int | None) else tuple(padding)
+        if len(sides) not in (1, 2, 4) or min(sides) < 0:
+            raise ValueError(f"padding is {padding}; it takes 1, 2 or 4 numbers of pixels, none below 0")
+        self.padding = sides * (4 // len(sides))
+        self.pad_if_needed = pad_if_needed
+
+    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
+        left, top, right, bottom = self.padding
+        height, width = plan.output_size
+        height, width = height + top + bottom, width + left + right
+        if self.pad_if_needed:
+            more = max(0, self.size[0] - height), max(0, self.size[1] - width)
+            top, left, height, width = top + more[0], left + more[1], height + 2 * more[0], width + 2 * more[1]
+        if height < self.size[0] or width < self.size[1]:
+            raise ValueError(f"RandomCrop({self.size}) of an image of {height} x {width}; pass pad_if_needed=True")
+        y = random.integer(height - self.size[0] + 1)
+        x = random.integer(width - self.size[1] + 1)
+        return plan.cropped(Box(x - left, y - top, self.size[1], self.size[0]))
+
+    def __repr__(self) -> str:
+        return f"RandomCrop({self.size}, padding={self.padding}, pad_if_needed={self.pad_if_needed})"
+
+
+class RandomScale:
+    """Resize both sides by a random factor, uniform between the bounds `scale`; for segmentation, before a crop."""
+
+    def __init__(self, scale: tuple[float, float] = (0.5, 2.0)) -> None:
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale is {scale}; it takes two numbers, 0 < smallest <= largest")
+        self.scale = scale
+
+    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
+        factor = random.uniform(*self.scale)
+        height, width = plan.output_size
+        return plan.resized((max(1, int(height * factor)), max(1, int(width * factor))))
+
+    def __repr__(self) -> str:
+        return f"RandomScale({self.scale})"
+
+
 class Resize:
     """Resize: one int is the new length of the shorter side (torchvision's rule), a pair is (height, width).
 
+    Where one of the pair is None, that side follows and the image keeps its ratio.
     max_size: a limit for the longer side, with an int only.
     """
 
-    def __init__(self, size: int | Sequence[int], max_size: int | None = None) -> None:
-        if not isinstance(size, int) and len(size) == 1:
+    def __init__(self, size: int | Sequence[int | None], max_size: int | None = None) -> None:
+        if not isinstance(size, int) and len(size) == 1 and size[0] is not None:
             size = size[0]
-        self.size = _positive(size) if isinstance(size, int) else _pair(size)
+        self.size: int | Size | tuple[int | None, int | None]
+        if isinstance(size, int):
+            self.size = _positive(size)
+        elif len(size) == 2 and None in size and size[0] != size[1]:
+            self.size = (size[0] and _positive(size[0]), size[1] and _positive(size[1]))
+        else:
+            self.size = _pair(size)
         if max_size is not None and (not isinstance(size, int) or max_size <= size):
             raise ValueError(f"max_size is {max_size}; it goes with one int as size and must be larger than that")
         self.max_size = max_size
@@ -83,7 +143,14 @@ class Resize:
     def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
         if isinstance(self.size, int):
             return plan.resized(geometry.short_side_size(plan.output_size, self.size, self.max_size))
-        return plan.resized(self.size)
+        height, width = plan.output_size
+        wanted_height, wanted_width = self.size
+        return plan.resized(
+            (
+                max(1, int(height * (wanted_width or width) / width)) if wanted_height is None else wanted_height,
+                max(1, int(width * (wanted_height or height) / height)) if wanted_width is None else wanted_width,
+            )
+        )
 
     def __repr__(self) -> str:
         return f"Resize({self.size}" + (f", max_size={self.max_size})" if self.max_size else ")")
@@ -187,9 +254,9 @@ class Compose:
 
 def _output_size(transforms: Sequence[Geometric]) -> Size | None:
     for transform in reversed(transforms):
-        if type(transform) in (RandomResizedCrop, CenterCrop, Resize):
+        if type(transform) in (RandomResizedCrop, RandomCrop, CenterCrop, Resize):
             size = transform.size  # type: ignore[attr-defined]
-            return size if isinstance(size, tuple) else None
+            return size if isinstance(size, tuple) and None not in size else None
         if type(transform) is not RandomHorizontalFlip:
             return None
     return None
@@ -276,9 +343,10 @@ def _positive(size: int) -> int:
     return size
 
 
-def _pair(size: int | Sequence[int]) -> Size:
+def _pair(size: int | Sequence[int | None]) -> Size:
     if isinstance(size, int):
         return _positive(size), size
-    if len(size) not in (1, 2):
+    lengths = [int(length) for length in size if length is not None]
+    if len(size) not in (1, 2) or len(lengths) != len(size):
         raise ValueError(f"size is {size}; it takes an int or (height, width)")
-    return _positive(int(size[0])), _positive(int(size[-1]))
+    return _positive(lengths[0]), _positive(lengths[-1])

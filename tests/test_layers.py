@@ -15,8 +15,8 @@ import fastload
 
 LAYERS = (
     "errors geometry order record",
-    "anonymous_memory batch buffers jpeg tiles huffman huffman_writer recut store store_writer sources labelme "
-    "small_images label_lists splits workers transforms cache failures worker_info",
+    "anonymous_memory batch buffers jpeg tiles huffman huffman_writer recut blocks masks store store_writer sources "
+    "labelme small_images label_lists splits workers transforms cache failures worker_info",
     "decode",
     "pack",
     "dataset sampler",

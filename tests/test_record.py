@@ -27,7 +27,7 @@ GOLDEN = bytes.fromhex(
 """IMAGE and NAME as format version 1 writes them. After the first release these bytes never change."""
 
 u8, u32 = st.integers(0, 255), st.integers(0, (1 << 32) - 1)
-codecs = st.sampled_from((record.BYTES, record.TEXT, record.JPEG, record.ENCODED, record.RAW))
+codecs = st.sampled_from((record.BYTES, record.TEXT, record.JPEG, record.ENCODED, record.RAW, record.BLOCKS))
 
 
 @st.composite
@@ -84,8 +84,8 @@ def test_golden_bytes_are_what_the_definition_says() -> None:
 
 def test_the_numbers_of_codecs_and_flags_are_the_formats() -> None:
     """Codes that are on disk don't move."""
-    assert (record.BYTES, record.TEXT, record.JPEG, record.ENCODED, record.RAW) == (0, 1, 2, 3, 4)
-    assert record.CODEC_NAMES == ("bytes", "text", "jpeg", "encoded", "raw")
+    assert (record.BYTES, record.TEXT, record.JPEG, record.ENCODED, record.RAW, record.BLOCKS) == (0, 1, 2, 3, 4, 5)
+    assert record.CODEC_NAMES == ("bytes", "text", "jpeg", "encoded", "raw", "blocks")
     assert (record.MAGIC, record.REENCODED) == (b"FLR1", 1)
 
 
@@ -197,7 +197,7 @@ def test_a_forged_directory_reaches_nothing_outside_the_record(written: list[Fie
         (4, b"\xff\xff"),  # 65535 fields
         (16 + 12, b"\xff\xff\xff\xff"),  # tiles of 4 GB
         (16 + 16, b"\xff" * 8),  # a payload of 2**64 bytes
-        (16, b"\x05"),  # a codec that does not exist yet
+        (16, b"\x40"),  # a codec that does not exist yet
         (16 + 1, b"\0"),  # an image without orientation
         (16 + 1, b"\x09"),  # an orientation that EXIF does not have
     ],
