@@ -27,7 +27,7 @@ class BatchBuffers:
     """Memory for batches of pictures, shared by threads; at most eight buffers that nobody uses are kept."""
 
     def __init__(self) -> None:
-        self._free: deque[bytearray] = deque(maxlen=_FREE_KEPT)
+        self._free: deque[_Loan] = deque(maxlen=_FREE_KEPT)
 
     def take(self, shape: tuple[int, ...], memory: Memory = "own") -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
         """Memory for a uint8 batch of `shape`, as a tensor and as an array of the same bytes; contents undefined.
@@ -47,16 +47,31 @@ class BatchBuffers:
 
     def _lend(self, nbytes: int) -> npt.NDArray[np.uint8]:
         try:
-            memory = self._free.pop()
+            memory = self._free.pop().memory
         except IndexError:
-            memory = bytearray(nbytes)
+            memory = np.empty(nbytes, np.uint8)
         if len(memory) != nbytes:
-            memory = bytearray(nbytes)
-        # All views of this array, NumPy's and torch's, refer to it and not to `memory` (NumPy passes the base on only
-        # as far as it is an array). So it lives as long as any of them.
-        root = np.frombuffer(memory, np.uint8)
-        weakref.finalize(root, self._free.append, memory).atexit = False
-        return root
+            memory = np.empty(nbytes, np.uint8)
+        return np.asarray(_Holder(memory, self._free))
+
+
+class _Holder:
+    """Bytes as NumPy takes them over: an array of them is the base of all its views, and lives as long as any of them.
+
+    What brings the memory back is `deque.append` itself, no function of Python's: in one that runs when an object goes,
+    Python would swallow Ctrl-C.
+    """
+
+    def __init__(self, memory: npt.NDArray[np.uint8], free: deque[_Loan]) -> None:
+        self.__array_interface__ = memory.__array_interface__
+        self._loan = _Loan(self, free.append)
+        self._loan.memory = memory
+
+
+class _Loan(weakref.ref[_Holder]):
+    """Who holds the memory; given to the callback when nobody does."""
+
+    memory: npt.NDArray[np.uint8]
 
 
 _scratch = threading.local()

@@ -16,6 +16,7 @@ daemons, and are stopped and joined before the interpreter ends; one that is stu
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import queue
@@ -147,14 +148,30 @@ def _work(tasks: _Queue, start: Callable[[], None] | None, stopped: threading.Ev
         failed = None  # raised once: its traceback will hold the consumer, which must not be held by its own threads
 
 
-def _stop(queues: list[_Queue], threads: list[threading.Thread], stopped: threading.Event, patience: float) -> None:
+def _tell(queues: list[_Queue], stopped: threading.Event) -> None:
+    """Have threads stop, each after the part in its hands. Short: Ctrl-C is lost in what runs when an object goes."""
     stopped.set()
     for tasks in queues:
         tasks.put(None)
-    deadline = time.monotonic() + patience
+
+
+def _wait_for(threads: Iterable[threading.Thread]) -> None:
+    deadline = time.monotonic() + PATIENCE
     for thread in threads:
-        if thread is not threading.current_thread():
+        if thread.is_alive() and thread is not threading.current_thread():  # Ctrl-C may have come before it began
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let no thread be in the middle of foreign code when the interpreter ends: that can abort the program."""
+    for crew in list(_crews):
+        crew.abandon()
+    _wait_for(list(_threads))
 
 
 class Crew:
@@ -172,24 +189,26 @@ class Crew:
             raise ValueError(f"{count} threads can't do any work; it takes at least 1")
         shared: _Queue = queue.SimpleQueue()
         self._queues: list[_Queue] = [queue.SimpleQueue() if apart else shared for _ in range(count)]
-        stopped = threading.Event()
+        self._stopped = threading.Event()
         self.threads = [
             threading.Thread(
                 target=_work,
-                args=(tasks, start and functools.partial(start, i), stopped),
+                args=(tasks, start and functools.partial(start, i), self._stopped),
                 name=f"{name}-{i}",
                 daemon=True,
             )
             for i, tasks in enumerate(self._queues)
         ]
-        self._stop = weakref.finalize(self, _stop, self._queues, self.threads, stopped, PATIENCE)
+        weakref.finalize(self, _tell, self._queues, self._stopped).atexit = False
+        _crews.add(self)
         for thread in self.threads:
+            _threads.add(thread)
             thread.start()
 
     @property
     def closed(self) -> bool:
         """Whether its threads were told to stop."""
-        return not self._stop.alive
+        return self._stopped.is_set()
 
     def put(self, task: Task[Any], worker: int = 0) -> None:
         """Have the task done; by thread `worker`, where threads work apart."""
@@ -197,15 +216,14 @@ class Crew:
             self._queues[worker].put((task, part))
 
     def close(self) -> None:
-        """Stop the threads, each after the part in its hands; harmless when repeated."""
-        self._stop()
+        """Stop the threads, and wait for the parts in their hands; harmless when repeated."""
+        self.abandon()
+        _wait_for(self.threads)
 
     def abandon(self) -> None:
-        """Close without waiting for stuck threads: they end with what is in their hands, or with the program."""
-        detached = self._stop.detach()
-        if detached is not None:
-            queues, threads, stopped, _ = detached[2]
-            _stop(queues, threads, stopped, 0)
+        """Stop the threads without waiting: stuck ones end with what is in their hands, or with the program."""
+        if not self.closed:
+            _tell(self._queues, self._stopped)
 
 
 class OrderedJobs(Iterator[R]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -105,6 +106,18 @@ def test_memory_is_lent_again_when_the_last_view_is_gone(hold: str) -> None:
         assert address(buffers.take(SHAPE)[1]) == first
     finally:
         gc.enable()
+
+
+def test_ctrl_c_is_not_lost_when_memory_comes_back() -> None:
+    """Python swallows it in functions that run when an object goes: there are none."""
+    tensor, array = BatchBuffers().take(SHAPE)
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        del tensor, array
+    finally:
+        sys.setprofile(None)
+    assert called == []
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -364,7 +364,7 @@ def test_leaving_the_iterator_ends_its_threads(leave: Callable[[], None]) -> Non
     """However an iterator is left, its threads end with it."""
     leave()
     gc.collect()
-    assert threads() == []
+    wait_for(lambda: threads() == [])
 
 
 def take_one(results: Any) -> None:
@@ -395,7 +395,7 @@ def test_a_left_iterator_is_freed_at_once(count: int, take: Callable[[Any], None
         take(results)
         references = [weakref.ref(results), weakref.ref(items)]
         del results, items
-        assert threads() == []
+        wait_for(lambda: threads() == [])
         assert [reference() for reference in references] == [None, None]
     finally:
         gc.enable()
@@ -490,6 +490,24 @@ def test_a_thread_that_cannot_start_fails_its_tasks(error: BaseException) -> Non
     assert [type(task.error) for task in done_by(crew, tasks, finished)] == [type(error), RuntimeError, RuntimeError]
     assert f"{NAME}-0 did not start: {type(error).__name__}: {error}" in str(tasks[1].error)
     assert threads() == []
+
+
+def test_ctrl_c_while_threads_start_ends_those_that_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is printed about the others."""
+    started: list[threading.Thread] = []
+    start_of_threads = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise KeyboardInterrupt
+        started.append(thread)
+        start_of_threads(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        Crew(3, name=NAME)
+    gc.collect()
+    wait_for(lambda: not started[0].is_alive())
 
 
 def test_threads_that_work_apart_do_what_each_is_given() -> None:
