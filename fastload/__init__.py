@@ -7,8 +7,9 @@ from .dataset import ImageDataset
 from .errors import FastloadError
 from .factory import make_loader
 from .loader import DataLoader
+from .memory import estimate_memory, find_batch_size
 from .monitor import Monitor
-from .pack import PackReport, pack
+from .pack import PackReport, pack, pack_splits
 from .prefetch import DevicePrefetcher
 from .sampler import ShuffleSampler
 from .store import Record, Store
@@ -27,7 +28,10 @@ __all__ = [
     "Store",
     "collate",
     "errors",
+    "estimate_memory",
+    "find_batch_size",
     "make_loader",
     "pack",
+    "pack_splits",
     "transforms",
 ]

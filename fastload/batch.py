@@ -41,7 +41,7 @@ class Batch(Sequence[Any]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._sample(
-            int(value) if isinstance(value, torch.Tensor) and value.dim() == 0 else value
+            value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
             for value in (column[index] for column in self.columns)
         )
 

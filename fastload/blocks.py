@@ -4,9 +4,10 @@ A crop reads only the squares that it touches. Of a mask most squares are of one
 
 The payload is the blocks, row after row; those at the right and lower edge are as large as what is left. Each is one
 pixel's bytes, if all its pixels are equal, or a raw DEFLATE stream (RFC 1951, from zlib) of its pixels: rows first,
-channels last; where a value has two bytes, all low bytes first and then all high bytes. The index, little-endian:
+channels last; where a value has two bytes, all low bytes first and then all high bytes. Zeros follow a stream that
+would be no longer than a pixel, to make it so. The index, little-endian:
 
-    u8  1 (its version) | u8 bytes of a value, 1 or 2 (unsigned) | u16 the squares' side in pixels
+    u8  1 (its version) | u8 bytes of a value, 1 or 2 (unsigned) | u16 the squares' side in pixels, at most 4096
     u32, u32 for each block     its length, and the lower half of its XXH3 checksum
 """
 
@@ -28,6 +29,7 @@ SIDE = 128
 
 _HEAD = struct.Struct("<BBH")
 _VERSION = 1
+_LARGEST_SIDE = 4096  # what a block of a hostile store may unpack to has to end somewhere
 _LEVEL = 6
 
 Values = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -53,7 +55,7 @@ def read(field: Field, box: Box | None = None) -> Values:
     box = box or Box(0, 0, field.width, field.height)
     in_row = -(-field.width // side)
     table = np.frombuffer(field.tiles, "<u4", offset=_HEAD.size).reshape(-1, 2)
-    if len(table) != in_row * -(-field.height // side):
+    if not len(table) or len(table) != in_row * -(-field.height // side):
         raise DecodeError("its block index does not fit its size; pack it again")
     ends = np.add.accumulate(table[:, 0], dtype=np.int64)
     if ends[-1] != len(field.payload):
@@ -92,7 +94,7 @@ def _head(field: Field) -> tuple[np.dtype[Any], int]:
     if len(field.tiles) < _HEAD.size or (len(field.tiles) - _HEAD.size) % 8:
         raise DecodeError("its block index is cut short; pack it again")
     version, itemsize, side = _HEAD.unpack_from(field.tiles)
-    if version != _VERSION or itemsize not in (1, 2) or not side or not field.channels:
+    if version != _VERSION or itemsize not in (1, 2) or not 0 < side <= _LARGEST_SIDE or not field.channels:
         raise DecodeError(f"its block index is none of version {_VERSION}; update fastload, or pack it again")
     return np.dtype(f"<u{itemsize}"), side
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import FastloadError, SourceError, StoreFormatError
-from .pack import MAX_PIXELS, Encode, Exif, pack
+from .pack import MAX_PIXELS, Encode, Exif, pack, pack_splits
 from .sources import Format
 from .store import Store
 from .tiles import OUTCOMES, RECUT
@@ -67,21 +68,33 @@ def _parser() -> argparse.ArgumentParser:
     _add_pack(commands.add_parser("pack", help="pack images and labels into a store"))
     _add_info(commands.add_parser("info", help="what is in a store"))
     _add_verify(commands.add_parser("verify", help="check every checksum of a store"))
+    _add_show(commands.add_parser("show", help="draw samples of a store"))
     _add_unpack(commands.add_parser("unpack", help="give the files of a store back"))
     _add_bench(commands.add_parser("bench", help="measure what a loader gives a consumer"))
     _add_tune(commands.add_parser("tune", help="measure how many workers are of use"))
     _add_doctor(commands.add_parser("doctor", help="what this machine has, and what to do about what is missing"))
+    _add_memory(commands.add_parser("memory", help="how much memory a training step takes"))
     return parser
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Pack class folders, a folder without labels, a list of `name label` lines or a store into one file."
+        "Pack images and what goes with them into one file: class folders, a folder without labels, a list of names "
+        "and labels (text, CSV, TSV, JSON Lines), pairs of image and mask, labelme's files, MNIST, CIFAR, or a store."
     )
-    parser.add_argument("source", metavar="SRC", help="a folder of images, a list of `name label` lines, or a store")
+    parser.add_argument("source", metavar="SRC", help="a folder, a list or a store")
     parser.add_argument("destination", metavar="DST", help="the store to write, db.lmdb say")
     parser.add_argument("--format", choices=get_args(Format), default="auto", help="insist on a kind of source")
+    parser.add_argument("--masks", metavar="FOLDER", help="a mask for each image, of the same name")
+    parser.add_argument("--labels", metavar="FILE", help="names of the values of masks, a line each")
     parser.add_argument("--root", help="where the names of a list start (default: the list's folder)")
+    parser.add_argument("--image-column", metavar="NAME", help="of a list with a header: the files")
+    parser.add_argument("--label-columns", metavar="NAME,NAME", help="of a list with a header: the labels")
+    parser.add_argument(
+        "--split", metavar="PARTS", help="train=0.8,val=0.2: a store for each; of MNIST or CIFAR also train, or test"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (default: %(default)s)")
+    parser.add_argument("--no-stratify", dest="stratify", action="store_false", help="split all classes as one")
     parser.add_argument("--short-side", type=int, metavar="N", help="shrink images whose shorter side is larger")
     parser.add_argument("--max-side", type=int, metavar="N", help="shrink images whose longer side is larger")
     parser.add_argument("--quality", type=int, metavar="Q", help="re-encode as JPEG of this quality, 1 to 100")
@@ -104,6 +117,9 @@ def _pack(arguments: argparse.Namespace) -> int:
     names = (
         "format",
         "root",
+        "masks",
+        "labels",
+        "image_column",
         "short_side",
         "max_side",
         "quality",
@@ -116,25 +132,37 @@ def _pack(arguments: argparse.Namespace) -> int:
         "overwrite",
     )
     options = {name: getattr(arguments, name) for name in names}
+    columns = arguments.label_columns
+    options["label_columns"] = None if columns is None else [column for column in columns.split(",") if column]
     with _progress("packing") as progress:
-        report = pack(arguments.source, arguments.destination, progress=progress, **options)
-    for note in report.notes:
+        if arguments.split is not None and "=" in arguments.split:
+            dividing = {"seed": arguments.seed, "stratify": arguments.stratify}
+            reports = pack_splits(
+                arguments.source, arguments.destination, arguments.split, progress=progress, **dividing, **options
+            )
+        else:
+            options["part"] = arguments.split
+            reports = {"": pack(arguments.source, arguments.destination, progress=progress, **options)}
+    for note in next(iter(reports.values())).notes:
         _say(note)
+    figures = {part: {k: v for k, v in asdict(report).items() if k != "notes"} for part, report in reports.items()}
     if arguments.json:
-        figures = asdict(report)
-        del figures["notes"]
-        print(json.dumps(figures))
-    else:
-        rate = report.samples / report.seconds
-        print(
-            f"{arguments.destination}: {_count(report.samples, 'sample')}, {_count(report.classes, 'class', 'es')}, "
-            f"{_bytes(report.bytes)}, {report.seconds:.1f} s ({rate:.0f} images/s)"
-        )
-    if report.quarantined:
-        where = shlex.quote(arguments.destination)
-        _say(f"left out: {_count(report.quarantined, 'file')}; `fastload info --quarantine {where}` says why")
-        return 3
-    return 0
+        print(json.dumps(figures.get("", figures)))
+    stem, suffix = os.path.splitext(arguments.destination)
+    left_out = 0
+    for part, report in reports.items():
+        store = f"{stem}-{part}{suffix}" if part else arguments.destination
+        if not arguments.json:
+            rate = report.samples / report.seconds
+            print(
+                f"{store}: {_count(report.samples, 'sample')}, {_count(report.classes, 'class', 'es')}, "
+                f"{_bytes(report.bytes)}, {report.seconds:.1f} s ({rate:.0f} images/s)"
+            )
+        if report.quarantined:
+            left_out += report.quarantined
+            where = shlex.quote(store)
+            _say(f"left out: {_count(report.quarantined, 'file')}; `fastload info --quarantine {where}` says why")
+    return 3 if left_out else 0
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -215,6 +243,42 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if report.damaged else 0
 
 
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Draw samples on a contact sheet, with labels, and masks over them."
+    parser.add_argument("store", metavar="DB")
+    parser.add_argument("-o", "--output", required=True, metavar="PNG", help="the picture to write")
+    parser.add_argument("--index", type=_indices, metavar="I[,J-K]", help="these samples, 0,5,10-19 say")
+    parser.add_argument("--class", dest="of_class", metavar="NAME", help="samples of a class, by its name or number")
+    parser.add_argument("--failures", action="store_true", help="samples that can't be decoded")
+    parser.add_argument("--count", type=int, default=32, metavar="N", help="at most so many (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=8, metavar="N", help="default: %(default)s")
+    _transform(parser, "none")
+    parser.set_defaults(run=_show)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from .dataset import ImageDataset
+    from .info import find
+
+    folder = os.path.dirname(os.path.abspath(arguments.output))
+    if not os.path.isdir(folder):
+        raise ValueError(f"the folder {folder} does not exist; make it first")
+    found = find(arguments.store, arguments.index, of_class=arguments.of_class, damaged=arguments.failures)
+    chosen = found[: max(0, arguments.count)]
+    if not chosen:
+        raise ValueError(f"{arguments.store} has no such samples; nothing is drawn")
+    dataset = ImageDataset(arguments.store, _chosen_transform(arguments))
+    dataset.show(chosen, columns=arguments.columns).save(arguments.output)
+    print(f"{arguments.output}: {len(chosen)} of {_count(len(found), 'sample')}")
+    return 0
+
+
+def _indices(text: str) -> list[int]:
+    """`0,5,10-19` as a list."""
+    ranges = [part.partition("-") for part in text.split(",")]
+    return [i for low, dash, high in ranges for i in range(int(low), int(high if dash else low) + 1)]
+
+
 def _add_unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="DB")
     parser.add_argument("folder", metavar="FOLDER", help="where the files go; must be new or empty")
@@ -233,19 +297,29 @@ def _unpack(arguments: argparse.Namespace) -> int:
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="DB")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    _transform(parser, "train")
+    parser.add_argument("--cache", metavar="BYTES", help="budget for decoded images, 4GB say")
+
+
+def _transform(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--transform",
         choices=("train", "eval", "none"),
-        default="train",
-        help="as make_loader has them (default: train)",
+        default=default,
+        help="as make_loader has them (default: %(default)s)",
     )
     parser.add_argument("--size", type=int, default=224, metavar="N", help="of the pictures (default: %(default)s)")
-    parser.add_argument("--cache", metavar="BYTES", help="budget for decoded images, 4GB say")
+
+
+def _chosen_transform(arguments: argparse.Namespace) -> Any:
+    from .factory import eval_transform, train_transform
+
+    make = {"train": train_transform, "eval": eval_transform}.get(arguments.transform)
+    return make and make(arguments.size)
 
 
 def _dataset(arguments: argparse.Namespace) -> Any:
     from .dataset import ImageDataset
-    from .factory import eval_transform, train_transform
 
     if arguments.batch_size < 1:
         raise ValueError(f"batch size is {arguments.batch_size}; it must be at least 1")
@@ -253,9 +327,7 @@ def _dataset(arguments: argparse.Namespace) -> Any:
         raise ValueError(f"seconds is {arguments.seconds:g}; measuring takes more than 0, and an end")
     if not len(Store(arguments.store)):
         raise ValueError(f"{arguments.store} holds no samples; there is nothing to measure")
-    transforms = {"train": train_transform, "eval": eval_transform}
-    make = transforms.get(arguments.transform)
-    return ImageDataset(arguments.store, make and make(arguments.size), cache=arguments.cache)
+    return ImageDataset(arguments.store, _chosen_transform(arguments), cache=arguments.cache)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -345,6 +417,75 @@ def _doctor(arguments: argparse.Namespace) -> int:
             table.add_row(finding.name, finding.value, "" if finding.status == "ok" else finding.status, finding.advice)
         _print(table)
     return 1 if any(finding.status == "missing" for finding in findings) else 0
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.description = "How much memory a training step of a model takes, without taking it."
+    parser.add_argument("model", metavar="MODEL", help="MODULE:FACTORY, which is called without arguments")
+    parser.add_argument("--input", type=_shape, required=True, metavar="SHAPE", help="of one sample, 3x224x224 say")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64], metavar="N", help="default: 64")
+    parser.add_argument("--optimizer", default="sgd", metavar="NAME", help="momentum, adam, ... or none (default: sgd)")
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, ... (default: the model's own)")
+    parser.add_argument("--plot", metavar="PNG", help="draw a stacked bar for each batch size")
+    _json(parser)
+    parser.set_defaults(run=_memory)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write that of one sample: 784 or 3x224x224") from None
+
+
+def _memory(arguments: argparse.Namespace) -> int:
+    from .memory import KINDS, check_plot, estimate_memory, plot
+
+    if arguments.plot:
+        check_plot(arguments.plot)
+    model = _made(arguments.model)
+    optimizer = None if arguments.optimizer == "none" else arguments.optimizer
+    estimates = [
+        estimate_memory(model, arguments.input, size, optimizer, arguments.dtype) for size in arguments.batch_size
+    ]
+    if arguments.plot:
+        plot(estimates, arguments.plot)
+    if arguments.json:
+        print(json.dumps([estimate.as_dict() for estimate in estimates]))
+        return 0
+    table = Table(f"{estimates[0].parameter_count:,} parameters", box=None)
+    for estimate in estimates:
+        table.add_column(f"batch of {estimate.batch_size:,}, bytes", justify="right")
+    for kind in (*KINDS, "peak"):
+        sizes = [getattr(estimate, kind) for estimate in estimates]
+        table.add_row(kind.replace("_", " "), *(f"{size:,} ({_bytes(size)})" for size in sizes))
+    _print(table)
+    if arguments.plot:
+        print(arguments.plot)
+    return 0
+
+
+def _made(name: str) -> Any:
+    """The model of MODULE:FACTORY; the module is looked for in the current folder first."""
+    from torch import nn
+
+    module_name, _, factory_name = name.partition(":")
+    if not module_name or not factory_name:
+        raise ValueError(f"{name!r} is no MODULE:FACTORY; write `models:make` for the function `make` in models.py")
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name, None)
+        made = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    except Exception as error:  # the user's own code; it may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.split(".")[0]):
+            raise ValueError(f"there is no module {module_name!r} in {folder} or on Python's path") from None
+        raise RuntimeError(f"{name} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{name} gives {made!r}; name a function that returns a torch.nn.Module, or a class of them")
+    return made
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

@@ -14,12 +14,13 @@ torch's default_collate copies it. A batch belongs to the user: its buffer is us
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import operator
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,9 @@ from .order import SampleRandom, mix64
 from .store import Column, Store
 from .transforms import Compose, Normalize
 from .workers import context
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 ImageType = Literal["tensor", "numpy", "pil"]
 OnError = Literal["placeholder", "skip", "raise"]
@@ -69,11 +73,14 @@ class ImageDataset(Dataset[Any]):
         at full size.
     seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
 
-    Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none. A store of
+    Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none. Real-valued
+    ones are float32, NaN where there are none, and for placeholders. A store of
     images and masks gives (image, mask), one with more than that dicts: {"image": ..., "mask": ..., "instances": ...}.
     Geometric transforms move masks as they move their image, by nearest values; what lies outside a mask is 255 (0 for
     instances), and so is all of a placeholder's. Masks are uint8, height x width (int32 if there are values above 255):
     losses take `mask.long()`.
+
+    Attribute `fields` names what a sample consists of.
 
     `fastload.DataLoader` advances the epoch by itself. With another loader call `set_epoch` before each epoch, as with
     torch's DistributedSampler; otherwise every epoch shows the same crops.
@@ -118,9 +125,9 @@ class ImageDataset(Dataset[Any]):
         self.on_error: OnError = on_error
         self.scaled_decode = scaled_decode
         self.seed = seed
-        self._names: list[str] = self.store.manifest.get("sample", ["image", "label"])
-        if target_transform is not None and len(self._names) > 2:
-            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self._names)}")
+        self.fields: tuple[str, ...] = tuple(self.store.manifest.get("sample", ("image", "label")))
+        if target_transform is not None and len(self.fields) > 2:
+            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self.fields)}")
         self.failures = Failures(_limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -139,9 +146,15 @@ class ImageDataset(Dataset[Any]):
         return {name: label for label, name in enumerate(self.classes or ())}
 
     @property
-    def targets(self) -> npt.NDArray[np.int64]:
-        """All labels: int64 (n,), or (n, labels). A copy of the column."""
+    def targets(self) -> npt.NDArray[Any]:
+        """All labels: int64 (float64 if they are real) (n,), or (n, labels). A copy of the column."""
         return np.asarray(self.store.columns["label"])
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images that are stored raw (MNIST), else 3."""
+        column = self.store.columns.get("image")
+        return 3 if column is None else int(column.shape[2])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -185,9 +198,46 @@ class ImageDataset(Dataset[Any]):
             if cropped is None:
                 raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
             plan = cropped
-        out = np.empty((*plan.output_size, 3), np.uint8)
+        out = np.empty((*plan.output_size, self.channels), np.uint8)
         self._draw(index, size, [plan], out)
         return torch.from_numpy(out).permute(2, 0, 1)
+
+    def show(self, indices: Sequence[int] | None = None, *, columns: int = 8) -> PIL.Image.Image:
+        """A contact sheet of samples, the first 32 by default; a notebook draws it where it is a cell's last value.
+
+        Where there is a transform, each picture is followed by what becomes of it. Samples that can't be decoded are
+        crossed out.
+        """
+        from .show import sheet_of
+
+        views = [self._view(Compose([])), *([self._view(self.transform)] if self.transform.transforms else [])]
+        samples = [
+            (self._caption(index) if number == 0 else "transformed", view._shown(index))
+            for index in (range(min(len(self), 32)) if indices is None else indices)
+            for number, view in enumerate(views)
+        ]
+        return sheet_of(samples, self.classes, columns if len(views) == 1 else max(2, columns - columns % 2))
+
+    def _view(self, transform: Compose) -> ImageDataset:
+        """This dataset with another transform, tensors, and errors instead of placeholders."""
+        view = copy.copy(self)
+        view.transform, view.target_transform, view.image_type, view.on_error = transform, None, "tensor", "raise"
+        return view
+
+    def _shown(self, index: int) -> dict[str, Any] | str:
+        """A sample's fields by name, or why there are none."""
+        try:
+            sample = self[index]
+        except DecodeError as error:
+            return str(error)
+        return sample if isinstance(sample, dict) else dict(zip(self.fields, sample, strict=True))
+
+    def _caption(self, index: int) -> str:
+        if "label" not in self.fields:
+            return f"{index}{self._name_of(index)}"
+        label = self.store.columns["label"][index].tolist()
+        known = self.classes is not None and isinstance(label, int) and 0 <= label < len(self.classes)
+        return f"{index}: {self.classes[label] if known and self.classes else label}"
 
     def __getitem__(self, index: int) -> Any:
         return self._load([operator.index(index)])[0]
@@ -258,17 +308,21 @@ class ImageDataset(Dataset[Any]):
         elif self.image_type == "pil":
             from PIL import Image
 
-            image = Image.fromarray(picture)
+            image = Image.fromarray(picture if self.channels == 3 else picture[..., 0])
         for transform in self.transform.rest:
             image = transform(image)
         return image
 
-    def _targets(self, labels: npt.NDArray[np.int64]) -> torch.Tensor | list[Any]:
+    def _targets(self, labels: npt.NDArray[Any]) -> torch.Tensor | list[Any]:
+        targets = torch.from_numpy(labels)
+        real = targets.is_floating_point()
+        if real:
+            targets = targets.float()
         if self.target_transform is None:
-            return torch.from_numpy(labels)
+            return targets
         transform = self.target_transform
-        values = labels.tolist() if labels.ndim == 1 else list(torch.from_numpy(labels))
-        ignored = (labels == IGNORE_LABEL).reshape(len(labels), -1).all(axis=1)
+        values = targets.tolist() if labels.ndim == 1 else list(targets)
+        ignored = (np.isnan(labels) if real else labels == IGNORE_LABEL).reshape(len(labels), -1).all(axis=1)
         return [value if skip else transform(value) for value, skip in zip(values, ignored, strict=True)]
 
     def _finished_mask(self, mask: npt.NDArray[Any]) -> Any:
@@ -371,9 +425,10 @@ class Reading:
         size = dataset.transform.output_size
         sizes = [size or self._plans(place)[-1].output_size for place in range(len(self._todo))]
         if len(set(sizes)) == 1:
-            self._tensor, self._slots = dataset._buffers.take((len(sizes), *sizes[0], 3), context.memory)
+            shape = (len(sizes), *sizes[0], dataset.channels)
+            self._tensor, self._slots = dataset._buffers.take(shape, context.memory)
         else:
-            self._slots = [np.empty((*size, 3), np.uint8) for size in sizes]
+            self._slots = [np.empty((*size, dataset.channels), np.uint8) for size in sizes]
 
     def _mask_slots(self) -> list[tuple[torch.Tensor | None, Any]]:
         """For each mask of the store a buffer for the batch, as `_take_slots` takes one for the pictures."""
@@ -432,7 +487,7 @@ class Reading:
                 for name, (tensor, _) in zip(dataset.store.masks, self._masks, strict=True)
                 if tensor is not None
             }
-        names = dataset._names
+        names = dataset.fields
         if "label" in names:
             columns["label"] = dataset._targets(self._labels)
         return Batch(*(columns[name] for name in names), names=names if len(names) > 2 else None)
@@ -447,7 +502,7 @@ class Reading:
         self._slots[place][...] = 0
         for (_, slots), fill in zip(self._masks, self._dataset.store.masks.values(), strict=True):
             slots[place][...] = fill
-        return IGNORE_LABEL
+        return math.nan if self._labels.dtype.kind == "f" else IGNORE_LABEL
 
     def _another(self, place: int, index: int) -> Any:
         """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""

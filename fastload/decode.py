@@ -85,13 +85,13 @@ def _crop(image: Pixels, box: Box) -> Pixels:
 
 
 def _raw_pixels(field: record.Field) -> Pixels:
-    expected = field.height * field.width * 3
-    if field.channels != 3 or len(field.payload) != expected:
+    expected = field.height * field.width * field.channels
+    if field.channels not in (1, 3) or len(field.payload) != expected:
         raise DecodeError(
             f"raw image: {len(field.payload)} bytes and {field.channels} channels for {field.height} x {field.width} "
-            f"pixels, where {expected} bytes of 3 channels belong"
+            f"pixels, where {expected} bytes of 1 or 3 channels belong"
         )
-    return np.frombuffer(field.payload, np.uint8).reshape(field.height, field.width, 3)
+    return np.frombuffer(field.payload, np.uint8).reshape(field.height, field.width, field.channels)
 
 
 def upright(field: record.Field) -> Pixels:
@@ -105,7 +105,7 @@ def upright(field: record.Field) -> Pixels:
     image = pixels(field, keep=True)
     if field.orientation == 1 and field.codec != record.RAW:
         return image
-    out = np.empty((*upright_size(image.shape[:2], field.orientation), 3), np.uint8)
+    out = np.empty((*upright_size(image.shape[:2], field.orientation), image.shape[2]), np.uint8)
     _turn(image, field.orientation, out)
     return out
 
@@ -155,7 +155,7 @@ def render(
 ) -> None:
     """Carry `plans` out on an image and write the picture to `out`.
 
-    image: a stored image, whose checksums are then checked, or its pixels, uint8 (height, width, 3) as stored.
+    image: a stored image, whose checksums are then checked, or its pixels, uint8 (height, width, channels) as stored.
     orientation: EXIF, 1 to 8, as stored. out: C-contiguous uint8 of the last plan's output size. scaled: whether a JPEG
     may be decoded at a reduced size that is still as large as what it is resized to.
 
@@ -163,7 +163,7 @@ def render(
         ChecksumError, DecodeError: the image is damaged.
     """
     for plan in plans[:-1]:
-        step = np.empty((*plan.output_size, 3), np.uint8)
+        step = np.empty((*plan.output_size, out.shape[2]), np.uint8)
         _render(image, orientation, plan, step, scaled)
         image, orientation = step, 1
     _render(image, orientation, plans[-1], out, scaled)
@@ -185,7 +185,8 @@ def _render(image: Pixels | record.Field, orientation: int, plan: Plan, out: Pix
         _resize(_as_images(picture), read.size, False, *read.scales, out=_as_images(out))
         return
     if read.source != read.size:
-        resized = scratch("window", read.size[0] * read.size[1] * 3).reshape(*read.size, 3)
+        channels = out.shape[2]
+        resized = scratch("window", read.size[0] * read.size[1] * channels).reshape(*read.size, channels)
         _resize(_as_images(picture), read.size, False, *read.scales, out=_as_images(resized))
         picture = resized
     _cut(picture, read.window, out)
@@ -206,7 +207,8 @@ def _upright(crop: Pixels, orientation: int, size: Size) -> Pixels:
     """The crop turned upright, contiguous and writable, as the lower right part of a picture of `size`."""
     if orientation == 1 and crop.shape[:2] == size and crop.flags.c_contiguous and crop.flags.writeable:
         return crop
-    out = scratch("upright", size[0] * size[1] * 3).reshape(*size, 3)
+    channels = crop.shape[2]
+    out = scratch("upright", size[0] * size[1] * channels).reshape(*size, channels)
     height, width = upright_size(crop.shape[:2], orientation)
     _turn(crop, orientation, out[size[0] - height :, size[1] - width :])
     return out
@@ -227,6 +229,7 @@ def _turn(crop: Pixels, orientation: int, out: Pixels) -> None:
 
 
 def _as_images(array: Pixels) -> torch.Tensor:
-    """A (height, width, 3) array as a batch of one channels-last tensor, sharing its memory."""
-    height, width, _ = array.shape
-    return torch.from_numpy(array).as_strided((1, 3, height, width), (height * width * 3, 1, width * 3, 3))
+    """A (height, width, channels) array as a batch of one channels-last tensor, sharing its memory."""
+    height, width, channels = array.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return torch.from_numpy(array).as_strided((1, channels, height, width), strides)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from . import blocks
 from .store import Store
+from .verify import verify
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -25,7 +28,9 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     store = Store(path)
     sizes = np.asarray(store.columns["size"]).astype(np.int64)
     labels = np.asarray(store.columns["label"]).reshape(len(store), -1)
-    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
+    real = labels.dtype.kind == "f"
+    labelled = ~np.isnan(labels) if real else labels >= 0
+    counts = np.unique(labels[labelled & (not real)], return_counts=True)[1]
     manifest = store.manifest
     return {
         "path": store.path,
@@ -36,7 +41,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "quarantined": manifest["quarantined"],
         "stored": "column" if "image" in store.columns else "records",
         "classes": len(counts) if store.classes is None else len(store.classes),
-        "labelled": int((labels >= 0).any(axis=1).sum()),
+        "labelled": int(labelled.any(axis=1).sum()),
         "samples_per_class": _spread(counts) if len(counts) else None,
         "size": {
             "width": _spread(sizes[:, 1]),
@@ -46,6 +51,44 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "tiles": _tiles(store),
         "shorter_side": _histogram(sizes.min(axis=1)),
     }
+
+
+def find(
+    path: str | os.PathLike[str],
+    indices: Sequence[int] | None = None,
+    *,
+    of_class: str | None = None,
+    damaged: bool = False,
+) -> list[int]:
+    """The indices of samples: those given, or all; of these the ones of a class; of these the ones that are damaged.
+
+    of_class: a name or a number; in a store with masks, those whose mask shows it.
+
+    Raises:
+        ValueError: there is no such class, or no such sample.
+    """
+    store = Store(path)
+    wrong = [index for index in indices or () if not 0 <= index < len(store)]
+    if wrong:
+        raise ValueError(f"there is no sample {wrong[0]}: {store.path} has {len(store)}")
+    found = list(range(len(store)) if indices is None else indices)
+    if of_class is not None:
+        names = {name: number for number, name in enumerate(store.classes or ())}
+        if of_class not in names and not of_class.isdecimal():
+            raise ValueError(f"there is no class {of_class!r}; there are {', '.join([*names][:10]) or 'numbers'}")
+        found = [
+            index for index in found if _shows(store, index, names[of_class] if of_class in names else int(of_class))
+        ]
+    if damaged:
+        wanted = {damage.index for damage in verify(path, decode_images=True).damaged}
+        found = [index for index in found if index in wanted]
+    return found
+
+
+def _shows(store: Store, index: int, label: int) -> bool:
+    if "mask" in store.masks:
+        return bool((blocks.read(store[index]["mask"]) == label).any())
+    return bool((store.columns["label"].view(index) == label).any())
 
 
 def _tiles(store: Store) -> dict[str, int]:

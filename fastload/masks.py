@@ -24,7 +24,6 @@ from .record import BLOCKS, Field
 _Indices = npt.NDArray[np.int64]
 
 _FORMATS = ("PNG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "JPEG")
-_MODES = {"1": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16}
 
 
 def decode(data: bytes, max_pixels: int) -> Values:
@@ -35,11 +34,13 @@ def decode(data: bytes, max_pixels: int) -> Values:
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image.verify()  # a PNG's checksums, which reading its pixels passes over
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DecodeError(f"the mask has {image.width} x {image.height} pixels, the limit is {max_pixels}")
-            if image.format == "JPEG":
+            if image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg":
                 raise DecodeError("the mask is a JPEG, which changes values; save it as PNG (or are they swapped?)")
-            if image.mode not in _MODES and image.mode != "I":
+            if len(image.getbands()) != 1:
                 raise DecodeError(
                     f"the mask has {len(image.getbands())} channels ({image.mode}); a mask has one, whose values are "
                     "classes: grey or with a palette (or are image and mask swapped?)"
@@ -79,6 +80,8 @@ def render(field: Field, size: Size, plans: list[Plan], out: npt.NDArray[Any], f
     """
     if field.codec != BLOCKS or (field.height, field.width) != size or field.channels != 1:
         raise DecodeError(f"the mask is {field.width} x {field.height} pixels, its image {size[1]} x {size[0]}")
+    if blocks.dtype_of(field).itemsize > out.itemsize:
+        raise DecodeError(f"the mask has values above {np.iinfo(out.dtype).max}, which its column of the store denies")
     rows, columns = (
         functools.reduce(functools.partial(_then, axis=axis), plans, np.arange(size[axis])) for axis in (0, 1)
     )

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, get_args
@@ -27,7 +28,7 @@ import filelock
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from . import blocks, decode, geometry, jpeg, masks, record, tiles
+from . import blocks, decode, geometry, jpeg, masks, record, splits, tiles
 from .buffers import scratch
 from .doctor import usable_cores
 from .errors import DecodeError, FastloadError, PackError, SourceError
@@ -102,6 +103,10 @@ class Options:
         return size
 
 
+Shape = tuple[int, int, int]
+"""(height, width, channels)."""
+
+
 class _Prepared(NamedTuple):
     """An item that is ready to be written.
 
@@ -138,6 +143,9 @@ def pack(
     root: str | os.PathLike[str] | None = None,
     masks: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
+    image_column: str | int | None = None,
+    label_columns: Sequence[str] | None = None,
+    part: str | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
     quality: int | None = None,
@@ -158,6 +166,8 @@ def pack(
     root: where the names of a list start; its own folder by default.
     masks: a folder with a mask for each image of `source`, of the same name. labels: a file with the names of the
         values of masks, a line each.
+    image_column, label_columns: of a list with a header: the names of its columns. part: "train" or "test" of MNIST
+        and CIFAR.
     short_side, max_side: shrink images whose shorter or longer side is larger, in pixels; never enlarges.
     quality: re-encode every image as a JPEG of this quality, 1 to 100; 95 for images that are shrunk.
     encode: "keep" bytes as they are where possible, make everything "jpeg", or store "raw" pixels (uint8 RGB); raw
@@ -179,21 +189,81 @@ def pack(
     Example:
         >>> fastload.pack("images/", "db.lmdb", short_side=256)
     """
-    started = time.perf_counter()
-    if workers is not None and not isinstance(workers, int):
-        raise TypeError(f"workers is {workers!r}; it must be a whole number")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}; packing takes at least 1 thread")
     options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip)
-    if tiles and encode != "raw":
-        _check_recut()
-    final = os.path.abspath(destination)
-    _check_destination(final, overwrite)
-    if os.path.exists(final) and os.path.exists(source) and os.path.samefile(source, final):
-        raise FileExistsError(f"{final} is the source too; give the new store another name")
+    final = _checked_destination(source, destination, overwrite)
+    _check(options, workers)
+    listed = open_source(
+        source,
+        format,
+        root,
+        masks=masks,
+        labels=labels,
+        image_column=image_column,
+        label_columns=label_columns,
+        part=part,
+        max_pixels=max_pixels,
+        ignore=_files_of(final),
+    )
+    return _pack(listed, final, options, workers, progress)
+
+
+def pack_splits(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    shares: str | Mapping[str, float],
+    *,
+    seed: int = 0,
+    stratify: bool = True,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, PackReport]:
+    """Divide a source into parts and pack each into a store of its own: for "db.lmdb" db-train.lmdb and so on.
+
+    A file that is listed twice is never in two parts. The same source, shares and seed give the same parts anywhere.
+
+    shares: of each part, as a dict or as a text such as "train=0.8,val=0.1,test=0.1"; they sum to 1.
+    stratify: divide every class by these shares (samples without a label, and with several or real labels, are one
+        class). options: of `pack`.
+
+    Returns a report for each part, by its name; see `pack` for what is raised.
+
+    Example:
+        >>> fastload.pack_splits("images/", "db.lmdb", {"train": 0.9, "val": 0.1}, short_side=256)
+    """
+    shares = splits.parse_shares(shares) if isinstance(shares, str) else dict(shares)
+    stem, suffix = os.path.splitext(os.fspath(destination))
+    finals = {name: _checked_destination(source, f"{stem}-{name}{suffix}", overwrite) for name in shares}
+    own = {field.name for field in fields(Options)}
+    chosen = Options(**{name: value for name, value in options.items() if name in own})
+    _check(chosen, workers)
+    listed = open_source(
+        source,
+        **{name: value for name, value in options.items() if name not in own or name == "max_pixels"},
+        ignore=[file for final in finals.values() for file in _files_of(final)],
+    )
+    classes = [item.labels[0] if len(item.labels) == 1 and not listed.real else None for item in listed.items]
+    files = [item.sample if item.sample is not None else os.path.realpath(item.path) for item in listed.items]
+    parts = splits.split(classes, files, shares, seed=seed, stratify=stratify)
+    reports = {}
+    for name, indices in parts.items():
+        if not len(indices):
+            raise SourceError(f"no sample is left for {name!r}, {shares[name]:g} of {len(files)}; leave that part out")
+        part = listed._replace(items=[listed.items[index] for index in indices.tolist()])
+        reports[name] = _pack(part, finals[name], chosen, workers, progress)
+    return reports
+
+
+def _pack(
+    listed: Source,
+    final: str,
+    options: Options,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> PackReport:
+    started = time.perf_counter()
     created = _creation_time()
-    own = (final, f"{final}.partial", f"{final}.partial.lock")
-    listed = open_source(source, format, root, masks=masks, labels=labels, ignore=own)
     with _only_pack(final), _libraries_for_packing():
         _write(listed, final, options, created, workers or usable_cores(), progress)
     store = Store(final)
@@ -207,6 +277,20 @@ def pack(
     )
 
 
+def _check(options: Options, workers: int | None) -> None:
+    if workers is not None and not isinstance(workers, int):
+        raise TypeError(f"workers is {workers!r}; it must be a whole number")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; packing takes at least 1 thread")
+    if options.tiles and options.encode != "raw":
+        _check_recut()
+
+
+def _files_of(final: str) -> tuple[str, ...]:
+    """What is written on the way to a store, which is no part of a source."""
+    return final, f"{final}.partial", f"{final}.partial.lock"
+
+
 def _check_recut() -> None:
     """Say what to do if numba is missing or broken, before anything is written."""
     try:
@@ -218,13 +302,18 @@ def _check_recut() -> None:
         ) from error
 
 
-def _check_destination(final: str, overwrite: bool) -> None:
+def _checked_destination(source: str | os.PathLike[str], destination: str | os.PathLike[str], overwrite: bool) -> str:
+    """The absolute path of the store to write, if it may be written."""
+    final = os.path.abspath(destination)
     if os.path.isdir(final):
         raise FileExistsError(f"{final} is a folder; give the store a file name, {os.path.join(final, 'db.lmdb')} say")
     if os.path.exists(final) and not overwrite:
         raise FileExistsError(f"{final} exists already; choose another name, or replace it with --overwrite")
     if not os.path.isdir(os.path.dirname(final)):
         raise FileNotFoundError(f"the folder {os.path.dirname(final)} does not exist; make it first")
+    if os.path.exists(final) and os.path.exists(source) and os.path.samefile(source, final):
+        raise FileExistsError(f"{final} is the source too; give the new store another name")
+    return final
 
 
 @contextlib.contextmanager
@@ -273,11 +362,13 @@ def _write(
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    if source.store is not None and options.encode == "keep" and options.quality is None:
-        options = replace(options, encode="raw" if source.store.manifest["options"].get("encode") == "raw" else "keep")
-    fixed = _common_size(source, options, threads) if options.encode == "raw" else None
+    if options.encode == "keep" and options.quality is None:
+        options = replace(options, encode=source.encode)
+    fixed = _common_shape(source, options, threads) if options.encode == "raw" else None
     columns = {
-        "label": ColumnSpec.of("<i8", (source.label_count,) if source.label_count > 1 else ()),
+        "label": ColumnSpec.of(
+            "<f8" if source.real else "<i8", (source.label_count,) if source.label_count > 1 else ()
+        ),
         "size": ColumnSpec.of("<u4", (2,)),
         "bytes": ColumnSpec.of("<u8"),
         "checksum": ColumnSpec.of("<u8"),
@@ -286,7 +377,7 @@ def _write(
         **{f"{name}_checksum": ColumnSpec.of("<u8") for name in source.masks},
     }
     if fixed is not None:
-        columns["image"] = ColumnSpec.of("|u1", (*fixed, 3))
+        columns["image"] = ColumnSpec.of("|u1", fixed)
     fingerprint = json.dumps([source.digest(), asdict(options), fixed, version("fastload")])
     total = len(source.items)
     with StoreWriter(final, columns, fingerprint) as writer:
@@ -318,7 +409,7 @@ def _write(
 def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec], source: Source) -> None:
     item, image = prepared.item, prepared.image
     name = record.Field(record.TEXT, item.name.encode("utf-8", "surrogateescape"))
-    labels = item.labels or (-1,)
+    labels = item.labels or (math.nan if source.real else -1,)
     row: dict[str, Any] = {
         "label": labels if columns["label"].shape else labels[0],
         "size": prepared.size,
@@ -344,7 +435,7 @@ def _creation_time() -> datetime:
         raise ValueError(f"SOURCE_DATE_EPOCH is {epoch!r}; it must be a number of seconds since 1970") from error
 
 
-def _manifest(source: Source, options: Options, fixed: Size | None, created: datetime) -> dict[str, Any]:
+def _manifest(source: Source, options: Options, fixed: Shape | None, created: datetime) -> dict[str, Any]:
     return {
         "fields": [
             {"name": "image", "kind": "image", "in": "record" if fixed is None else "column"},
@@ -364,35 +455,44 @@ def _manifest(source: Source, options: Options, fixed: Size | None, created: dat
 def _count_classes(store: Store) -> int:
     if store.classes is not None:
         return len(store.classes)
+    if store.columns["label"].dtype.kind == "f":
+        return 0
     labels = np.unique(np.concatenate([np.unique(chunk) for chunk in store.columns["label"].chunks()]))
     return int((labels >= 0).sum())
 
 
-def _common_size(source: Source, options: Options, threads: int) -> Size | None:
-    """The (height, width) that all images will be stored with, None if they differ; headers only, damage is skipped."""
+def _common_shape(source: Source, options: Options, threads: int) -> Shape | None:
+    """The shape that all images will be stored with, None if they differ; headers only, damage is skipped."""
 
-    def size_of(item: Item) -> Size | None:
-        if source.store is not None:
-            height, width = source.store.columns["size"].view(item.sample or 0).tolist()
-            return options.target_size((height, width))
+    def shape_of(item: Item) -> Shape | None:
         try:
-            facts = _identify(source.read(item)["image"], options)
+            if source.store is not None:
+                (height, width), channels = source.store.columns["size"].view(item.sample or 0).tolist(), 3
+                if "image" in source.store.columns:
+                    channels = source.store.columns["image"].shape[2]
+            else:
+                image = source.read(item)["image"]
+                if isinstance(image, bytes):
+                    facts = _identify(image, options)
+                    (height, width), channels = geometry.upright_size(facts.size, facts.orientation), 3
+                else:
+                    height, width, channels = image.shape
         except (OSError, FastloadError):
             return None
-        return options.target_size(geometry.upright_size(facts.size, facts.orientation))
+        return *options.target_size((height, width)), channels
 
-    common: Size | None = None
+    common: Shape | None = None
     items = (item for item in source.items if item.problem is None)
-    sizes = ordered_map(size_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
-    with contextlib.closing(sizes):
-        for size in sizes:
-            if size is not None and common is not None and size != common:
+    shapes = ordered_map(shape_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
+    with contextlib.closing(shapes):
+        for shape in shapes:
+            if shape is not None and common is not None and shape != common:
                 return None
-            common = common or size
+            common = common or shape
     return common
 
 
-def _prepare(item: Item, source: Source, options: Options, fixed: Size | None) -> _Prepared | _LeftOut:
+def _prepare(item: Item, source: Source, options: Options, fixed: Shape | None) -> _Prepared | _LeftOut:
     if item.problem is not None:
         return _LeftOut(item, item.problem)
     try:
@@ -403,16 +503,19 @@ def _prepare(item: Item, source: Source, options: Options, fixed: Size | None) -
             contents: dict[str, Any] = {name: blocks.read(store[sample][name]) for name in source.masks}
         else:
             contents = source.read(item)
-            data = contents["image"]
-            kept, pixels = _kept_field(data, _identify(data, options), options)
+            image = contents["image"]
+            if isinstance(image, bytes):
+                kept, pixels = _kept_field(image, _identify(image, options), options)
+            else:
+                kept, pixels = _raw_field(image), None
         field, size = _make_field(kept, options)
-        if fixed is not None and size != fixed:
-            raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed}")
+        if fixed is not None and (*size, field.channels) != fixed:
+            raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed[:2]}")
         whole = geometry.upright_size((kept.height, kept.width), kept.orientation)
         values = [_mask(contents[name], whole, size, source, name, options) for name in source.masks]
-        image, outcome = _tiled(field, pixels if field is kept else None, options)
+        tiled, outcome = _tiled(field, pixels if field is kept else None, options)
         return _Prepared(
-            item, image, outcome, size, [blocks.field_of(v) for v in values], [int(v.max()) for v in values]
+            item, tiled, outcome, size, [blocks.field_of(v) for v in values], [int(v.max()) for v in values]
         )
     except OSError as error:
         return _LeftOut(item, f"it can't be read: {error.strerror or error}")
@@ -445,7 +548,7 @@ def _stored_field(store: Store, index: int, options: Options) -> record.Field:
         pixels = column[index]
         if record.checksum(pixels.data) != store.columns["checksum"].view(index):
             raise DecodeError("the pixels differ from what was packed (checksum mismatch)")
-        field = record.Field(record.RAW, pixels.tobytes(), 1, 3, record.REENCODED, pixels.shape[1], pixels.shape[0])
+        field = _raw_field(pixels)
     else:
         field = store[index]["image"]._replace(tiles=b"")
     _check_pixels((field.height, field.width), options)
@@ -507,7 +610,7 @@ def _make_field(kept: record.Field, options: Options) -> tuple[record.Field, Siz
     }[options.encode]
     if keep_bytes and target == size:
         return kept, size
-    pixels = np.empty((*target, 3), np.uint8)
+    pixels = np.empty((*target, kept.channels), np.uint8)
     plan = Plan.whole(size).resized(target)
     assert plan is not None
     decode.render(decode.pixels(kept), kept.orientation, [plan], pixels)
@@ -540,11 +643,16 @@ def _decodes_as_rgb(data: bytes, size: Size) -> bool:
 
 
 def _encoded_field(pixels: Pixels, options: Options) -> record.Field:
-    height, width = pixels.shape[:2]
     if options.encode == "raw":
-        return record.Field(record.RAW, pixels.tobytes(), 1, 3, record.REENCODED, width, height)
-    data = jpeg.encode(pixels, options.quality or _DEFAULT_QUALITY)
+        return _raw_field(pixels)
+    height, width = pixels.shape[:2]
+    data = jpeg.encode(np.broadcast_to(pixels, (height, width, 3)), options.quality or _DEFAULT_QUALITY)
     return record.Field(record.JPEG, data, 1, 3, record.REENCODED, width, height)
+
+
+def _raw_field(pixels: Pixels) -> record.Field:
+    height, width, channels = pixels.shape
+    return record.Field(record.RAW, pixels.tobytes(), 1, channels, record.REENCODED, width, height)
 
 
 def _tiled(field: record.Field, pixels: Pixels | None, options: Options) -> tuple[record.Field, int]:

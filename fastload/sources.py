@@ -8,20 +8,19 @@ files are only listed; `Source.read`, which packing calls in its threads, reads 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from . import label_lists, labelme, small_images
 from .errors import SourceError
 from .store import Store, looks_like_store
 
-Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "store"]
+Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "store"]
 
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
@@ -30,14 +29,14 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\
 class Item(NamedTuple):
     """One file, or one sample of a store, to pack.
 
-    name: relative path with forward slashes, kept in the record. path: where it is read. labels: integers, none where
-    the source has none. problem: why it can't be packed, if that is known already. sample: its place in a store, whose
-    record has the name. mask: the file of the mask that goes with it.
+    name: relative path with forward slashes, kept in the record. path: where it is read. labels: integers, or all
+    floats; none where the source has none. problem: why it can't be packed, if that is known already. sample: its place
+    in a file of many; if that is a store, its record has the name. mask: the file of the mask that goes with it.
     """
 
     name: str
     path: str
-    labels: tuple[int, ...] = ()
+    labels: label_lists.Labels = ()
     problem: str | None = None
     sample: int | None = None
     mask: str | None = None
@@ -67,9 +66,10 @@ def _read(path: str) -> bytes:
 class Source(NamedTuple):
     """Items in index order, and the names of their classes where labels have names.
 
-    format: what the files came from, "folders", "flat", "list", "pairs" or "labelme". store: the store that they are
-    in now, if any. masks: the masks that come with each image, and the value of what lies outside of them. read: gives
-    what an item consists of, by name: the bytes of an image file, the bytes or values of masks.
+    format: what the files came from, any of `Format` but auto and store. store: the store that they are in now, if any.
+    masks: the masks that come with each image, and the value of what lies outside of them. read: gives what an item
+    consists of, by name: the bytes of an image file, or its pixels (height, width, channels); the bytes or values of
+    masks. real: labels are floats. encode: how the images are stored unless something else is asked for.
     """
 
     format: str
@@ -80,6 +80,8 @@ class Source(NamedTuple):
     store: Store | None = None
     masks: Mapping[str, int] = {}
     read: Callable[[Item], dict[str, Any]] = read_files
+    real: bool = False
+    encode: Literal["keep", "raw"] = "keep"
 
     def digest(self) -> str:
         """A hash of names, labels, sizes and modification times: what tells an unchanged source from another one."""
@@ -105,18 +107,26 @@ def open_source(
     *,
     masks: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
+    image_column: str | int | None = None,
+    label_columns: Sequence[str] | None = None,
+    part: str | None = None,
+    max_pixels: int = labelme.MAX_PIXELS,
     ignore: Sequence[str] = (),
 ) -> Source:
     """List what is at `path`.
 
-    format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file of
-    `name label [label ...]` lines, or of `image mask` lines), `pairs` (images and masks in two folders of the same
-    names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its JSON files), `store`,
-    or `auto`: a file is a store or a list; a folder with a labelme file at its top is labelme, one with an image there
-    is flat; a folder of pairs is told by its names; any other folder has classes.
+    format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file that
+    `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two folders
+    of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its JSON
+    files), `mnist` and `cifar` (see `small_images`), `store`, or `auto`: a file is a store or a list; a folder is known
+    by MNIST's or CIFAR's files in it, by a labelme file or an image at its top (which makes it flat), by the names of
+    folders of pairs; any other folder has classes.
     root: where a list's relative names start; the list's own folder by default.
     masks: a folder with a mask for each image at `path`, of the same name but for the suffix.
     labels: a text file with the names of a mask's values, a line each, as labelme has it.
+    image_column, label_columns: of a list with a header, see `label_lists.read_list`.
+    part: `train` or `test` of MNIST and CIFAR; all there is by default.
+    max_pixels: no mask is drawn for a larger image.
     ignore: files that are no items wherever they lie, such as the store that is being written.
 
     Raises:
@@ -134,28 +144,29 @@ def open_source(
     if masks is not None:
         format = "pairs"
     if format == "auto":
-        format = _recognised(path)
+        format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
     needed = {"list": "file of `name label` lines", "store": "file that `fastload pack` made"}.get(format, "folder")
-    if is_folder == (needed != "folder"):
+    if is_folder == (needed != "folder") and (is_folder or format != "mnist"):
         raise SourceError(
             f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
             f"a {needed}; leave the format out to have it recognised"
         )
-    if root is not None and format != "list":
-        raise SourceError("a root goes with a list; folders hold their own files")
-    classes = None if labels is None else _class_names(labels)
-    if format == "folders":
-        source = _class_folders(path, ignore)
-    elif format == "flat":
-        source = _flat_folder(path, ignore)
-    elif format == "pairs":
-        source = _pairs(path, None if masks is None else os.fspath(masks), classes, ignore)
-    elif format == "labelme":
-        source = _labelme(path, classes, ignore)
-    elif format == "store":
-        source = _store(path)
-    else:
-        source = _label_list(path, os.fspath(root) if root is not None else os.path.dirname(path) or ".")
+    if format != "list" and (root, image_column, label_columns) != (None, None, None):
+        raise SourceError("a root and columns go with a list; folders hold their own files")
+    if part is not None and format not in ("mnist", "cifar"):
+        raise SourceError(f"part is {part!r}; only MNIST and CIFAR have parts of their own")
+    start = os.path.dirname(path) or "." if root is None else os.fspath(root)
+    builders: dict[str, Callable[[], Source]] = {
+        "folders": lambda: _class_folders(path, ignore),
+        "flat": lambda: _flat_folder(path, ignore),
+        "list": lambda: _list(path, start, labels, image_column, label_columns),
+        "pairs": lambda: _pairs(path, None if masks is None else os.fspath(masks), labels, ignore),
+        "labelme": lambda: _labelme(path, labels, max_pixels, ignore),
+        "mnist": lambda: _small_images(path, small_images.read_mnist(path, part), "mnist"),
+        "cifar": lambda: _small_images(path, small_images.read_cifar(path, part), "cifar"),
+        "store": lambda: _store(path),
+    }
+    source = builders[format]()
     if labels is not None and not source.masks:
         raise SourceError(f"{os.fspath(labels)} names a mask's values, and there are no masks in {path}")
     if not source.items:
@@ -165,30 +176,10 @@ def open_source(
     return source
 
 
-def _recognised(path: str) -> Format:
-    if os.path.isdir(path):
-        if _has_annotation_at_top(path):
-            return "labelme"
-        if _has_image_at_top(path):
-            return "flat"
-        return "pairs" if _two_folders(path) or _pair_folders(path) else "folders"
-    return "store" if os.path.isfile(path) and looks_like_store(path) else "list"
-
-
-def _class_names(path: str | os.PathLike[str]) -> list[str]:
-    from . import labelme
-
-    return labelme.read_classes(path)
-
-
 def _has_annotation_at_top(folder: str) -> bool:
     names = (e.name for e in os.scandir(folder) if _visible(e.name) and e.name.endswith(".json") and e.is_file())
     first = min(names, default=None)
-    if first is None:
-        return False
-    from . import labelme
-
-    return labelme.looks_like_annotation(os.path.join(folder, first))
+    return first is not None and labelme.looks_like_annotation(os.path.join(folder, first))
 
 
 def _has_image_at_top(folder: str) -> bool:
@@ -272,10 +263,14 @@ def _flat_folder(path: str, ignore: Sequence[str]) -> Source:
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 _MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentationclass")
-_BEYOND = {"mask": 255, "instances": 0}
 
 
-def _pairs(path: str, masks: str | None, classes: list[str] | None, ignore: Sequence[str]) -> Source:
+def _ignored(classes: list[str] | None) -> int:
+    return labelme.ignore_value(classes or [])
+
+
+def _pairs(path: str, masks: str | None, class_list: str | os.PathLike[str] | None, ignore: Sequence[str]) -> Source:
+    classes = None if class_list is None else labelme.read_classes(class_list)
     folders = (path, masks) if masks is not None else _two_folders(path)
     items, notes = [], []
     if folders is not None:
@@ -297,7 +292,7 @@ def _pairs(path: str, masks: str | None, classes: list[str] | None, ignore: Sequ
             f"{path}: no image has a mask; give two folders with the same names (--masks FOLDER), or folders that "
             "hold img.png and label.png"
         )
-    return Source("pairs", items, classes, 0, notes, masks={"mask": _BEYOND["mask"]})
+    return Source("pairs", items, classes, 0, notes, masks={"mask": _ignored(classes)})
 
 
 def _pair(name: str, image: str, masks: list[str], where: str) -> Item:
@@ -327,20 +322,38 @@ def _pair_folders(path: str) -> list[tuple[str, list[tuple[str, str]]]]:
     return found
 
 
-def _labelme(path: str, classes: list[str] | None, ignore: Sequence[str]) -> Source:
-    from . import labelme
+_SIGNS: dict[bool, dict[Format, Callable[[str], object]]] = {
+    True: {
+        "mnist": small_images.looks_like_mnist,
+        "cifar": small_images.looks_like_cifar,
+        "labelme": _has_annotation_at_top,
+        "flat": _has_image_at_top,
+        "pairs": lambda path: _two_folders(path) or _pair_folders(path),
+        "folders": lambda path: True,
+    },
+    False: {
+        "store": looks_like_store,
+        "mnist": small_images.looks_like_mnist,
+        "list": lambda path: True,
+    },
+}
+"""What a folder (True) or a file is, by the first sign that it shows."""
 
+
+def _labelme(path: str, class_list: str | os.PathLike[str] | None, max_pixels: int, ignore: Sequence[str]) -> Source:
     files = [file for file in _files_below(path, path, ignore) if file[0].endswith(".json")]
-    if classes is None:
-        classes = labelme.list_classes([file for _, file in files])
-    names = classes
+    if class_list is None:
+        classes, where = labelme.list_classes([file for _, file in files]), "the list of classes"
+    else:
+        classes, where = labelme.read_classes(class_list), os.fspath(class_list)
 
     def read(item: Item) -> dict[str, Any]:
-        found = labelme.read(item.path, names, root=path)
+        found = labelme.read(item.path, classes, root=path, max_pixels=max_pixels, class_list=where)
         image = found.image if isinstance(found.image, bytes) else _read(found.image)
         return {"image": image, "mask": found.mask, "instances": found.instances}
 
-    return Source("labelme", [Item(*file) for file in files], classes, 0, [], masks=_BEYOND, read=read)
+    masks = {"mask": _ignored(classes), "instances": 0}
+    return Source("labelme", [Item(*file) for file in files], classes, 0, [], masks=masks, read=read)
 
 
 def _store(path: str) -> Source:
@@ -351,88 +364,49 @@ def _store(path: str) -> Source:
     items = [Item(f"sample {index}", path, tuple(labels), None, index) for index, labels in enumerate(rows)]
     items += [Item(entry["name"], path, (), entry["reason"]) for entry in store.quarantine()]
     label_count = column.shape[0] if column.shape else 1
-    return Source(store.manifest["source"], items, store.classes, label_count, [], store, store.masks)
+    raw = store.manifest["options"].get("encode") == "raw"
+    return Source(
+        *(store.manifest["source"], items, store.classes, label_count, [], store, store.masks),
+        real=column.dtype.kind == "f",
+        encode="raw" if raw else "keep",
+    )
 
 
-class _Line(NamedTuple):
-    number: int
-    name: str
-    labels: list[str]
+def _list(
+    path: str,
+    root: str,
+    class_list: str | os.PathLike[str] | None,
+    image_column: str | int | None,
+    label_columns: Sequence[str] | None,
+) -> Source:
+    listed = label_lists.read_list(path, root, image_column=image_column, label_columns=label_columns)
+    if _names_masks(listed, root):
+        items = [_listed_pair(entry, root, listed.classes or []) for entry in listed.entries]
+        classes = None if class_list is None else labelme.read_classes(class_list)
+        return Source("pairs", items, classes, 0, listed.notes, masks={"mask": _ignored(classes)})
+    items = [Item(entry.name, os.path.join(root, entry.name), entry.labels, entry.problem) for entry in listed.entries]
+    return Source("list", items, listed.classes, listed.label_count, listed.notes, real=listed.real)
 
 
-def _label_list(path: str, root: str) -> Source:
-    lines = list(_read_lines(path, root))
-    if not lines:
-        return Source("list", [], None, 0, [])
-    tokens = [token for line in lines for token in line.labels]
-    numbers = sum(_is_integer(token) for token in tokens)
-    if numbers * 2 >= len(tokens):
-        classes, values = None, {token: int(token) for token in tokens if _is_integer(token)}
-    else:
-        classes = sorted(set(tokens))
-        values = {name: label for label, name in enumerate(classes)}
-    label_count = max(len(line.labels) for line in lines)
-    items = [_list_item(line, root, values, label_count) for line in lines]
-    if all(item.problem for item in items):
-        raise SourceError(
-            f"{path}: none of its {len(items)} lines can be packed; {items[0].problem}. "
-            "Names are relative to the list's folder, or to --root"
-        )
-    return Source("list", items, classes, label_count, [])
+def _names_masks(listed: label_lists.LabelList, root: str) -> bool:
+    """Whether the labels of a list are files: lines of `image mask`."""
+    names = listed.classes if listed.label_count == 1 else None
+    return bool(names) and all(os.path.isfile(os.path.join(root, name)) for name in (names or [])[:100])
 
 
-def _list_item(line: _Line, root: str, values: dict[str, int], label_count: int) -> Item:
-    path = os.path.join(root, line.name)
-    name = line.name.replace(os.sep, "/")
-    bad = [token for token in line.labels if token not in values]
-    if bad:
-        return Item(name, path, (), f"line {line.number}: label {bad[0]!r} is not a number, as the others are")
-    labels = tuple(values[token] for token in line.labels)
-    if "\0" in path or not os.path.isfile(path):
-        return Item(name, path, labels, f"line {line.number}: no such file {path}")
-    return Item(name, path, labels + (-1,) * (label_count - len(labels)))
+def _listed_pair(entry: label_lists.Entry, root: str, names: list[str]) -> Item:
+    name, image = entry.name, os.path.join(root, entry.name)
+    if entry.problem is not None or int(entry.labels[0]) < 0:
+        return Item(name, image, (), entry.problem or f"line {entry.line}: there is no mask")
+    return Item(name, image, mask=os.path.join(root, names[int(entry.labels[0])]))
 
 
-def _is_integer(token: str) -> bool:
-    digits = token[1:] if token[:1] in ("-", "+") else token
-    return digits.isascii() and digits.isdigit() and len(digits) <= 18
+def _small_images(path: str, found: small_images.SmallImages, format: str) -> Source:
+    labels = found.labels.tolist()
+    items = [Item(found.name(index), path, (label,), None, index) for index, label in enumerate(labels)]
 
+    def read(item: Item) -> dict[str, Any]:
+        assert item.sample is not None
+        return {"image": found.images[item.sample]}
 
-def _read_lines(path: str, root: str) -> Iterator[_Line]:
-    data = Path(path).read_bytes()
-    if b"\0" in data or _looks_like_image(path):
-        raise SourceError(
-            f"{path} is not a text file; a list has lines of `name label`, a folder is packed by its path"
-        )
-    text = data.decode("utf-8-sig", "surrogateescape")
-    lines = [(number, line) for number, line in enumerate(re.split("\r\n|[\r\n]", text), 1) if line.strip()]
-    lines = [(number, line) for number, line in lines if not _is_comment(line, root)]
-    delimiter = next((d for d in "\t," if 2 * sum(d in line for _, line in lines) > len(lines)), None)
-    for number, line in lines:
-        if delimiter is None:
-            name, labels = _split_at_spaces(line.strip(), root)
-        else:
-            try:
-                cells = next(csv.reader([line], delimiter=delimiter))
-            except csv.Error as error:
-                raise SourceError(f"{path}, line {number}: not a line of `name{delimiter}label`: {error}") from error
-            name = cells[0] if os.path.isfile(os.path.join(root, cells[0])) else cells[0].strip()
-            labels = [cell.strip() for cell in cells[1:] if cell.strip()]
-        yield _Line(number, name, labels)
-
-
-def _is_comment(line: str, root: str) -> bool:
-    """A line that begins with # is one, unless a file is called so."""
-    if not line.lstrip().startswith("#"):
-        return False
-    names = re.split(r"[\t,]|\s+", line.strip(), maxsplit=1)
-    return not os.path.isfile(os.path.join(root, names[0]))
-
-
-def _split_at_spaces(line: str, root: str) -> tuple[str, list[str]]:
-    """The name is the first word, or as many as it takes to name a file that exists (names with spaces)."""
-    for end in (*(match.start() for match in re.finditer(r"\s+", line)), len(line)):
-        if os.path.isfile(os.path.join(root, line[:end])):
-            return line[:end], line[end:].split()
-    words = line.split()
-    return words[0], words[1:]
+    return Source(format, items, found.classes, 1, found.notes, read=read, encode="raw")

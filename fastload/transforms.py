@@ -133,7 +133,8 @@ class Resize:
         if isinstance(size, int):
             self.size = _positive(size)
         elif len(size) == 2 and None in size and size[0] != size[1]:
-            self.size = (size[0] and _positive(size[0]), size[1] and _positive(size[1]))
+            height, width = (length if length is None else _positive(int(length)) for length in size)
+            self.size = height, width
         else:
             self.size = _pair(size)
         if max_size is not None and (not isinstance(size, int) or max_size <= size):

@@ -47,7 +47,8 @@ def unpack(
         raise FileExistsError(f"{target} is not an empty folder; choose another one")
     target.mkdir(parents=True, exist_ok=True)
     labels = store.columns["label"]
-    names = _Names({LABELS} if store.manifest["source"] == "list" else set())
+    listed = store.manifest["source"] in ("list", "mnist", "cifar")
+    names = _Names({LABELS} if listed else set())
     lines = []
     for index in range(len(store)):
         data, suffix, name = _file(store, index)
@@ -58,7 +59,7 @@ def unpack(
         lines.append("\t".join([_quoted(relative), *map(str, np.atleast_1d(labels[index]).tolist())]))
         if progress is not None:
             progress(index + 1, len(store))
-    if store.manifest["source"] == "list":
+    if listed:
         text = "".join(line + "\n" for line in lines)
         (target / LABELS).write_bytes(text.encode("utf-8", "surrogateescape"))
     return len(store)
@@ -83,7 +84,7 @@ def _file(store: Store, index: int) -> tuple[bytes, str | None, str]:
 
 
 def _png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()  # OpenCV's order is BGR
 
 
 def safe_name(name: str, index: int, suffix: str | None) -> str:

@@ -493,7 +493,7 @@ def test_version_and_help(run: Run) -> None:
     commands = re.search(r"COMMAND\n(.*?)\n\n", run("--help").out, re.DOTALL)
     assert commands is not None
     names = re.findall(r"^    (\w+)", commands[1], re.MULTILINE)
-    assert names == ["pack", "info", "verify", "unpack", "bench", "tune", "doctor"]
+    assert names == ["pack", "info", "verify", "show", "unpack", "bench", "tune", "doctor", "memory"]
     for name in names:
         outcome = run(name, "--help")
         assert outcome.status == 0

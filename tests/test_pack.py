@@ -797,11 +797,12 @@ def test_a_flat_folder_has_labels_of_minus_one(tmp_path: Path) -> None:
 def test_a_list_with_several_labels(tmp_path: Path) -> None:
     """Lines in their order, ragged labels padded, a root elsewhere, missing files in the quarantine."""
     folder_of(tmp_path / "pool", {"a.jpg": jpeg(RGB), "b.jpg": jpeg(GREY)})
-    (tmp_path / "list.txt").write_text("b.jpg 5 6 7\nnone.jpg 1\na.jpg 2\nb.jpg 9\n")
+    (tmp_path / "pool" / "c.jpg").write_bytes(jpeg(RGB))
+    (tmp_path / "list.txt").write_text("b.jpg 5 6 7\nnone.jpg 1\na.jpg 2\nc.jpg 9\n")
     report = pack(tmp_path / "list.txt", tmp_path / "db.lmdb", root=tmp_path / "pool")
     store = Store(tmp_path / "db.lmdb")
     assert np.asarray(store.columns["label"]).tolist() == [[5, 6, 7], [2, -1, -1], [9, -1, -1]]
-    assert [store[i].name for i in range(3)] == ["b.jpg", "a.jpg", "b.jpg"]
+    assert [store[i].name for i in range(3)] == ["b.jpg", "a.jpg", "c.jpg"]
     assert "no such file" in reasons(store)["none.jpg"]
     assert (report.samples, report.quarantined, report.classes) == (3, 1, 5)
 

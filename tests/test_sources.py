@@ -109,7 +109,7 @@ def test_formats_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             open_source(tmp_path / "list.txt", format)
     with pytest.raises(SourceError, match="format is 'zip'; it may be one of auto, folders, flat, list"):
         open_source(tmp_path, "zip")  # type: ignore[arg-type]
-    with pytest.raises(SourceError, match="a root goes with a list"):
+    with pytest.raises(SourceError, match="a root and columns go with a list"):
         open_source(tmp_path, root=tmp_path)
 
 
@@ -319,7 +319,7 @@ def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path: Path, folder: str
         ("a.jpg -1\nb.jpg +7\n", {"a.jpg": (-1,), "b.jpg": (7,)}),
         ("a.jpg 0007\nb.jpg 999999999999999999", {"a.jpg": (7,), "b.jpg": (999999999999999999,)}),
         ("a.jpg\nb.jpg\n", {"a.jpg": (), "b.jpg": ()}),
-        ("a.jpg 1\na.jpg 2\n", {"a.jpg": (2,)}),
+        ("a.jpg 1\na.jpg 1\nb.jpg 0", {"a.jpg": (1,), "b.jpg": (0,)}),
         ('"a.jpg",2\nb.jpg,"0"', {"a.jpg": (2,), "b.jpg": (0,)}),
         ("./a.jpg 2\nb.jpg 0", {"./a.jpg": (2,), "b.jpg": (0,)}),
     ],
@@ -348,7 +348,7 @@ def test_class_names_become_numbers_in_sorted_order(tmp_path: Path) -> None:
     assert (source.classes, labelled(source)) == (["ant", "polar bear"], {"a.jpg": (1, -1), "b.jpg": (0, 1)})
 
 
-@pytest.mark.parametrize("bad", ["x", "1.5", "1e3", "--1", "0x10", "1_000", "\u0661", "²", "9" * 19, "-", "+", "nan"])
+@pytest.mark.parametrize("bad", ["x", "--1", "0x10", "1_000", "\u0661", "²", "9" * 19, "-", "+", "nan"])
 def test_a_label_that_is_no_number_where_numbers_are_is_a_problem_of_its_line(tmp_path: Path, bad: str) -> None:
     """The line number and the label are in the reason; the other lines are packed."""
     source = list_of(tmp_path, f"# comment\na.jpg 1\nb.jpg {bad}\nc.jpg 2\n")
