@@ -38,6 +38,11 @@ class Epochs:
                 samples += len(labels)
         return samples
 
+    @property
+    def first_labels(self) -> torch.Tensor:
+        """What came with `images`, the first batch of the last epoch."""
+        return self._labels[0]
+
     def order(self) -> list[int]:
         """The last epoch's order of samples."""
         if isinstance(self._loader.sampler, RememberedOrder):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
+import json
 import os
 import re
 import shlex
+import struct
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import fastload
 
@@ -74,8 +77,32 @@ def where_images_are(tmp_path: Path, make_picture: Callable[..., Any], monkeypat
     return tmp_path
 
 
+@pytest.fixture
+def other_data(where_images_are: Path) -> None:
+    """The rest of what the README packs: a list, MNIST's files, images with masks, labelme's files."""
+    for folder in ("mnist", "scans", "outlines", "annotated"):
+        (where_images_are / folder).mkdir()
+    images = sorted(Path("images/a").iterdir())[:4]
+    lines = [f"{image},{i}.5,{2 * i}\n" for i, image in enumerate(images)]
+    Path("list.csv").write_text("file,x,y\n" + "".join(lines))
+    header = struct.pack(">4I", 0x803, 3, 28, 28)
+    Path("mnist/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(3 * 28 * 28)))
+    Path("mnist/train-labels-idx1-ubyte").write_bytes(struct.pack(">2I3B", 0x801, 3, 7, 0, 1))
+    Path("classes.txt").write_text("__ignore__\n_background_\ncat\n")
+    corners = [[10, 10], [50, 12], [30, 40]]
+    for image in images:
+        (where_images_are / "scans" / image.name).write_bytes(image.read_bytes())
+        (where_images_are / "annotated" / image.name).write_bytes(image.read_bytes())
+        shape = {"label": "cat", "points": corners, "shape_type": "polygon", "group_id": None}
+        annotation = {"version": "5.5.0", "shapes": [shape], "imagePath": image.name, "imageData": None}
+        Path("annotated", image.stem + ".json").write_text(json.dumps(annotation))
+        mask = Image.new("L", (64, 48))
+        ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], 1)
+        mask.save(Path("outlines", image.stem + ".png"))
+
+
 def test_the_blocks_run(
-    where_images_are: Path, fastload_command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+    other_data: None, fastload_command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From top to bottom in one folder: the sh blocks pack `images/` into `db.lmdb`, the Python blocks load it."""
     names: dict[str, Any] = {}
@@ -89,13 +116,21 @@ def test_the_blocks_run(
         elif language == "python":
             names.pop("images", None)
             exec(compile(block, "README.md", "exec"), names)
-            count = len(names["images"])
-            assert names["images"].shape == (count, 3, 224, 224)
-            assert names["labels"].shape == (count,)
             ran.append("python")
+            if "images" in names:
+                count = len(names["images"])
+                assert names["images"].shape == (count, 3, 224, 224)
+                assert names["labels"].shape == (count,)
     assert ran[0] == "fastload"
     assert ran.count("python") >= 2
     assert len(fastload.Store("db.lmdb")) == 70
+    assert names["mask"].shape == (64, 64)
+    assert names["targets"].dtype == torch.int64
+    assert set(names["sample"]) == {"image", "mask", "instances"}
+    assert names["sample"]["mask"].unique().tolist() == [0, 1, 255]
+    assert names["xy"].tolist() == [0.5, 0.0]
+    assert names["estimate"].parameters == 407080
+    assert Path("first.png").stat().st_size > 1000
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert f"torch.Size([64, 3, 224, 224]) torch.float32 {device}" in capsys.readouterr().out
 
