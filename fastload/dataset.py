@@ -35,7 +35,7 @@ from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
 from .geometry import Box, Plan, Size, upright_size
 from .jpeg import Pixels
-from .order import SampleRandom, mix64
+from .order import Drawn, SampleRandom, mix64
 from .store import Column, Store
 from .transforms import Compose, Normalize
 from .workers import context
@@ -240,7 +240,8 @@ class ImageDataset(Dataset[Any]):
         return f"{index}: {self.classes[label] if known and self.classes else label}"
 
     def __getitem__(self, index: int) -> Any:
-        return self._load([operator.index(index)])[0]
+        operator.index(index)
+        return self._load([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | list[Any]:
         """The samples at `indices`, read together; torch's fetcher calls this with a batch of indices.
@@ -266,7 +267,7 @@ class ImageDataset(Dataset[Any]):
 
     def begin(self, indices: Sequence[int]) -> Reading:
         """Start to read a batch whose parts several threads may fill: begin, fill each, finish."""
-        return Reading(self, self._checked(indices))
+        return Reading(self, self._checked(indices), Drawn.draws(indices))
 
     def parts(self, count: int) -> int:
         """Into how many parts the reading of `count` samples falls."""
@@ -389,13 +390,14 @@ class ImageDataset(Dataset[Any]):
 class Reading:
     """A batch that is being read. `fill` may run for several parts at once: each writes to its own samples' places."""
 
-    def __init__(self, dataset: ImageDataset, indices: npt.NDArray[np.int64]) -> None:
+    def __init__(self, dataset: ImageDataset, indices: npt.NDArray[np.int64], draws: list[int] | None = None) -> None:
         self._dataset = dataset
         self._labels = dataset.store.columns["label"].gather(indices)
         self._epoch = dataset.epoch if context.epoch is None else context.epoch
-        draws = context.draws
-        # A dataset around this one may read a batch in pieces: then the draws are not those of `indices`.
-        self._draws: list[int] | None = None if draws is None or len(draws) != len(indices) else draws.tolist()
+        # A dataset around this one may read a batch in pieces: then the context's draws are not those of `indices`.
+        if draws is None and context.draws is not None and len(context.draws) == len(indices):
+            draws = context.draws.tolist()
+        self._draws = draws
         self._tensor: torch.Tensor | None = None
         self._slots: Any
         column = dataset._gathered

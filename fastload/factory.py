@@ -32,6 +32,7 @@ def make_loader(
     pad: bool = True,
     window: int | None = None,
     weights: Sequence[float] | Literal["balanced"] | None = None,
+    repeat: int | None = 1,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
@@ -54,6 +55,8 @@ def make_loader(
         samples that don't divide evenly.
     pad, window, weights: see `ShuffleSampler`. Without drop_last some samples come twice among ranks; pad=False keeps
         an evaluation exact, and then some ranks may get one batch less.
+    repeat: so many passes over the data in one epoch, without a smaller batch between them; None for an epoch that
+        never ends. See `ShuffleSampler`.
     mean, std, dtype: normalise and cast on the device, see `DevicePrefetcher`.
     seed: of the order and the random transforms.
 
@@ -86,7 +89,14 @@ def make_loader(
         dataset,
         batch_size,
         sampler=ShuffleSampler(
-            dataset, seed=seed, shuffle=train, drop_last=drop_last, pad=pad, window=window, weights=weights
+            dataset,
+            seed=seed,
+            shuffle=train,
+            drop_last=drop_last,
+            pad=pad,
+            window=window,
+            weights=weights,
+            repeat=repeat,
         ),
         num_workers=num_workers,
         pin_memory=on_cuda,

@@ -10,6 +10,7 @@ import copy
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
+import torch
 from torch._C._autograd import _profiler_enabled
 from torch._utils import ExceptionWrapper
 from torch.utils.data import default_collate, get_worker_info
@@ -30,6 +31,7 @@ class PassIterator(_BaseDataLoaderIter):
 
     def __init__(self, loader: Any) -> None:
         loader._index_sampler.forget()  # what another iterator has begun to read ahead is its own
+        self._seeding = None if loader.persistent_workers else loader.generator
         super().__init__(loader)
 
     @abstractmethod
@@ -61,6 +63,8 @@ class PassIterator(_BaseDataLoaderIter):
     def _settle(self) -> None:
         """Begin anew where an epoch was chosen after `iter`."""
         if not self._index_sampler.still(self._sampler_iter):
+            if self._seeding is not None:  # a new iterator draws its seed
+                torch.empty((), dtype=torch.int64).random_(generator=self._seeding)
             self._reset(View(None, generator=None, _IterableDataset_len_called=self._IterableDataset_len_called))
         self._sampler_iter.untouched = False
 

@@ -19,8 +19,8 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from .batch import collate
 from .dataset import ImageDataset
 from .iterators import CollateWithState, SingleIterator, View
-from .orders import State, reads_whole_batches, same
-from .passes import Passes, datasets_below
+from .orders import State, datasets_below, reads_whole_batches, same
+from .passes import Passes
 from .process_workers import ProcessIterator
 from .sampler import ShuffleSampler
 from .thread_workers import ThreadIterator

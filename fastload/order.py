@@ -5,6 +5,7 @@ has to travel between workers, ranks or resumed runs: a `SampleRandom` is made w
 and gives the same draws everywhere, for about 3 us per sample.
 
 Which sample comes when is an `Order`: a function from a position in the epoch to an index, for (seed, epoch) alone.
+An epoch of several passes over the data has an order for each of them, the first that of an epoch of one.
 Any part of an epoch of 10**12 samples can be asked for, at 8 to 15 ns per index in blocks of 16 384 and 30 us for a
 batch of 256. Nothing is kept but a few numbers; up to 65 536 samples a table of at most 128 KiB, at 5 us per batch.
 The price is that the order is no draw from all n! orders, which no 64-bit seed could reach: it is one of 2**64 that
@@ -15,7 +16,7 @@ All of it stays as it is for ever: the tests hold golden values, for an experime
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ Words = npt.NDArray[np.unsignedinteger[Any]]
 
 LARGEST = 1 << 48
 """The most samples that an order takes."""
+
+ENDLESS = 1 << 62
+"""The most positions in an epoch: an epoch without end is so long."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -73,6 +77,30 @@ class SampleRandom:
         return self.bits() * n >> 64
 
 
+class Drawn(int):
+    """An index that may come several times in an epoch. draw: tells this time from the others."""
+
+    draw: int
+
+    @classmethod
+    def all(cls, indices: Indices, draws: Indices | None) -> list[int]:
+        """Indices with their draws, or as plain ints where they have none."""
+        values: list[int] = indices.tolist()
+        if draws is None:
+            return values
+        for place, draw in enumerate(draws.tolist()):
+            values[place] = index = cls(values[place])
+            index.draw = draw
+        return values
+
+    @classmethod
+    def draws(cls, indices: Sequence[int]) -> list[int] | None:
+        """The draws of indices; None where there are none."""
+        if isinstance(indices, np.ndarray) or not any(type(index) is cls for index in indices):
+            return None
+        return [getattr(index, "draw", 0) for index in indices]
+
+
 class Order:
     """A function from the positions [0, n) of an epoch to indices. This one is the identity: samples as they lie."""
 
@@ -105,10 +133,22 @@ class Order:
 
 
 def epoch_order(
-    n: int, seed: int, epoch: int, *, window: int | None = None, cumulative: npt.NDArray[np.float64] | None = None
+    n: int,
+    seed: int,
+    epoch: int,
+    number: int = 0,
+    *,
+    shuffle: bool = True,
+    window: int | None = None,
+    cumulative: npt.NDArray[np.float64] | None = None,
 ) -> Order:
-    """The shuffled order of an epoch: of all samples, in windows (see `Windowed`), or by weight (see `Weighted`)."""
-    key = SampleRandom(seed, epoch, -1).bits()  # no sample has that index: unrelated to the samples' own draws
+    """The order of pass `number` in an epoch.
+
+    Of all samples, in windows (see `Windowed`), or by weight (see `Weighted`); without `shuffle` as they lie.
+    """
+    if not shuffle:
+        return Order(n)
+    key = SampleRandom(seed, epoch, -1 - number).bits()  # no sample has that index: unrelated to the samples' own draws
     if cumulative is not None:
         return Weighted(cumulative, key)
     return Permutation(n, key) if window is None else Windowed(n, window, key)
@@ -184,6 +224,35 @@ class Weighted(Order):
         uniform = (_hashes(self._key, positions) >> np.uint64(11)) * 2.0**-53
         found: Indices = np.searchsorted(self._cumulative, uniform * self._cumulative[-1], side="right")
         return found
+
+
+class Repeated(Order):
+    """Passes over n samples, one after the other: position p lies in pass p // n, at place p % n of its order.
+
+    of: from the number of a pass to its order. n * passes is at most `ENDLESS`.
+    """
+
+    def __init__(self, n: int, passes: int, of: Callable[[int], Order]) -> None:
+        super().__init__(n)
+        self.n = n * passes
+        self._size, self._of = n, of
+        self._latest = -1, Order(0)  # of no pass yet
+
+    def _at(self, positions: Indices) -> npt.NDArray[Any]:
+        numbers, places = np.divmod(positions, self._size)
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
+        indices = np.empty_like(places)
+        for start, stop in pairwise(edges):
+            indices[start:stop] = self._pass(int(numbers[start])).at(places[start:stop])
+        return indices
+
+    def _pass(self, number: int) -> Order:
+        """The order of that pass; the latest one is kept, as a pair, for threads that read different passes."""
+        latest, order = self._latest
+        if latest != number:
+            order = self._of(number)
+            self._latest = number, order
+        return order
 
 
 def _subkey(key: int, number: int) -> int:

@@ -6,6 +6,10 @@
 - Any other sampler is iterated again, and what was consumed is thrown away. If its order comes from elsewhere than
   torch's generators or its own `epoch`, it will not be the same.
 
+torch's own samplers know no epochs, but training loops tell every sampler that has a `set_epoch` which one begins, and
+some of them (Lightning's) take a rest without batches for the epoch after it, unless told apart. So they get a
+`set_epoch` here, which notes the number down and tells the dataset.
+
 An order can `guess` its next run, where that changes nothing: generators are put back as they were. `confirm` says
 whether the guess still holds, and makes it the run that has begun.
 
@@ -24,14 +28,17 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
 from .dataset import ImageDataset
+from .order import Drawn
 from .sampler import Share, ShuffleSampler
 
 State = dict[str, Any]
@@ -41,7 +48,12 @@ _BLOCK = 1 << 12
 
 
 class Run(Protocol):
-    """The batches of one pass: pairs of indices, and of what tells apart those that come twice (or None)."""
+    """The batches of one pass: pairs of indices, and of what tells apart those that come twice (or None).
+
+    epoch: the sampler's own, None where it has none.
+    """
+
+    epoch: int | None
 
     def __next__(self) -> tuple[Any, Indices | None]: ...
 
@@ -82,13 +94,13 @@ def order_of(dataset: Any, sampler: Any, batch_sampler: Any) -> Order:
     as_arrays = batch_sampler is not None and reads_whole_batches(dataset)
     plain = batch_sampler is None or (type(batch_sampler) is BatchSampler and batch_sampler.sampler is sampler)
     if not plain:
-        return _Replayed(batch_sampler, None, False, as_arrays, isinstance(dataset, IterableDataset))
+        return _Replayed(dataset, batch_sampler, None, False, as_arrays, isinstance(dataset, IterableDataset))
     size, drop_last = (None, False) if batch_sampler is None else (batch_sampler.batch_size, batch_sampler.drop_last)
     if isinstance(sampler, ShuffleSampler) and type(sampler).__iter__ is ShuffleSampler.__iter__:
         return _Shuffled(sampler, size, drop_last, as_arrays)
     if isinstance(dataset, IterableDataset):
-        return _Replayed(sampler if batch_sampler is None else batch_sampler, None, False, False, True)
-    return _Replayed(sampler, size or 0, drop_last, as_arrays, False)
+        return _Replayed(dataset, sampler if batch_sampler is None else batch_sampler, None, False, False, True)
+    return _Replayed(dataset, sampler, size or 0, drop_last, as_arrays, False)
 
 
 def reads_whole_batches(dataset: Any) -> bool:
@@ -125,6 +137,7 @@ class _ShuffledRun:
 
     def __init__(self, order: _Shuffled, share: Share) -> None:
         self._order, self.share, self.chosen = order, share, order.chosen
+        self.epoch: int | None = share.epoch
         self._batches = order.batches(share)
 
     def __next__(self) -> tuple[Any, Indices | None]:
@@ -173,14 +186,18 @@ class _Shuffled:
     def batches(self, share: Share) -> Iterator[tuple[Any, Indices | None]]:
         size = self._size or 1
         end = len(share) // size * size if self._drop_last else len(share)
-        block = -(-_BLOCK // size) * size  # some thousand at a time: a single batch costs nearly as much
+        block = -(-min(_BLOCK, max(1, share.n)) // size) * size  # a single batch costs nearly as much as some thousand
         for start in range(0, end, block):
             stop = min(start + block, end)
             indices, draws = share.take(start, stop), share.draws(start, stop)
             for place in range(0, stop - start, size):
                 batch = indices[place : place + size]
-                shown = batch if self._as_arrays else batch.tolist() if self._size else int(batch[0])
-                yield shown, None if draws is None else draws[place : place + size]
+                drawn = None if draws is None else draws[place : place + size]
+                if self._as_arrays:
+                    yield batch, drawn
+                else:  # a dataset around ours may read one by one: then each index has to say its draw
+                    shown = Drawn.all(batch, drawn)
+                    yield shown if self._size else shown[0], drawn
 
     def state_at(self, share: Share, taken: int) -> State:
         return self._named(self._sampler.state_at(share, taken * (self._size or 1)))
@@ -216,7 +233,7 @@ class _ReplayedRun:
     """
 
     def __init__(self, order: _Replayed, skip: int, rng: torch.Tensor | None, guessed: bool = False) -> None:
-        self._order, self._skip, self.rng, self.guessed = order, skip, rng, guessed
+        self._order, self.skip, self.rng, self.guessed = order, skip, rng, guessed
         self.epoch = order.epoch()
         self.after: torch.Tensor | None = None
         self.ended = False
@@ -231,7 +248,7 @@ class _ReplayedRun:
     def draw_first(self) -> None:
         """Draw the first batch; torch's samplers use their generator then."""
         order = self._order
-        source, generator = order.source(self._skip, self._end), order.generator()
+        source, generator = order.source(self.skip, self._end), order.generator()
         if generator is None:
             self._batches = source
             return
@@ -246,6 +263,12 @@ class _ReplayedRun:
         self.rng = now if self.rng is None else self.rng
         self._batches = itertools.chain(first, source)
 
+    def abandon(self) -> None:
+        """Leave the generator where a loop that took no more than the batches before this rest would have left it."""
+        if self._batches is None:
+            self.guessed = True
+            self.draw_first()
+
     def _end(self) -> None:
         self.ended = True
         if not self.guessed:
@@ -253,7 +276,7 @@ class _ReplayedRun:
 
     def state_dict(self, taken: int) -> State:
         rng = self._order.own_rng() if self.rng is None else self.rng
-        return self._order.state_at(self._skip, taken, rng, self.epoch)
+        return self._order.state_at(self.skip, taken, rng, self.epoch)
 
 
 class _Replayed:
@@ -262,22 +285,35 @@ class _Replayed:
     size: of the batches made of its indices, 0 for none; None if it gives batches itself, or stands for a stream.
     """
 
-    def __init__(self, sampler: Any, size: int | None, drop_last: bool, as_arrays: bool, stream: bool) -> None:
+    def __init__(
+        self, dataset: Any, sampler: Any, size: int | None, drop_last: bool, as_arrays: bool, stream: bool
+    ) -> None:
         self._sampler, self._size, self._drop_last = sampler, size, drop_last
         self._as_arrays, self._stream = as_arrays, stream
         self._unit = "batches" if size is None else "samples"
         self._resume: State | None = None
         self.seen: int | None = None
         """The sampler's epoch when a run was drawn last: some samplers move on by themselves."""
+        self._note = None if stream else _note_of(self._parts(), dataset)
 
     def begin(self) -> _ReplayedRun:
         state, self._resume = self._resume if self.resumes() else None, None
         return _ReplayedRun(self, 0, None) if state is None else _ReplayedRun(self, state["skip"], state["rng"])
 
     def resumes(self) -> bool:
-        return self._resume is not None and self._resume["sampler_epoch"] == self.epoch()
+        return self._resume is not None and not self._differs(self._resume["sampler_epoch"])
+
+    def _differs(self, epoch: int | None) -> bool:
+        """Whether the epoch at hand is another one; one that was only noted down may not have been from the first."""
+        return epoch != self.epoch() and (self._note is None or epoch is not None)
 
     def holds(self, run: _ReplayedRun) -> bool:
+        if self._note is not None:
+            if run.skip and self._differs(run.epoch):
+                run.abandon()
+                return False
+            run.epoch = self.epoch()
+            return True
         return self.epoch() in (run.epoch, self.seen)
 
     def guess(self) -> _ReplayedRun | None:
@@ -354,6 +390,8 @@ class _Replayed:
         return self._sampler, getattr(self._sampler, "sampler", None)
 
     def epoch(self) -> int | None:
+        if self._note is not None:
+            return self._note.epoch
         for part in self._parts():
             epoch = getattr(part, "epoch", None)
             if isinstance(epoch, int):
@@ -389,6 +427,8 @@ class _Replayed:
             raise ValueError(
                 f"the state counts {state.get('unit')}, this loader's sampler gives {self._unit}: use the same sampler"
             )
+        if self._note is not None:
+            self._note.epoch = epoch
         for part in self._parts():
             if epoch is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -407,6 +447,49 @@ class _Replayed:
 
     def forget(self) -> None:
         self._resume = None
+
+
+class _Note:
+    """The `set_epoch` of a sampler that has no use for it.
+
+    It tells the dataset too: who finds one at the sampler may leave that to it (Accelerate).
+    """
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None
+        self.dataset: Any = None
+
+    def __call__(self, epoch: int) -> None:
+        self.epoch = epoch
+        for dataset in datasets_below(self.dataset):
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(epoch)
+
+
+def _note_of(samplers: tuple[Any, ...], dataset: Any) -> _Note | None:
+    """The `set_epoch` of torch's own sampler among these; None where one of them knows epochs by itself."""
+    note = None
+    for sampler in samplers:
+        if type(sampler) in (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler):
+            if not hasattr(sampler, "set_epoch"):
+                sampler.set_epoch = _Note()
+            note = sampler.set_epoch
+        elif hasattr(sampler, "epoch") or hasattr(sampler, "set_epoch"):
+            return None
+    if not isinstance(note, _Note):
+        return None
+    note.dataset = dataset
+    return note
+
+
+def datasets_below(dataset: Any) -> Iterator[Any]:
+    """The dataset and, for torch's Subset and ConcatDataset, those inside it."""
+    yield dataset
+    if isinstance(dataset, Subset):
+        yield from datasets_below(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from datasets_below(part)
 
 
 def _is_one_permutation(sampler: RandomSampler) -> bool:

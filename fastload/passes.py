@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import ConcatDataset, Subset
 
-from .orders import Run, State, is_count, order_of, same
+from .orders import Run, State, datasets_below, is_count, order_of, same
 
 _VERSION = 1
 
@@ -120,7 +119,7 @@ class Passes:
 
         Some training loops (Lightning's) choose the sampler's epoch after `iter` and before the first batch.
         """
-        if self._order.holds(begun.run):
+        if self._order.holds(begun.run) and (begun.epoch is None or begun.epoch >= (begun.run.epoch or 0)):
             return True
         self._last_epoch = None
         return False
@@ -222,16 +221,6 @@ class Passes:
             for dataset in self._with_epochs():
                 dataset.set_epoch(state["epoch"])
         self._resume, self._guess, self.current = state, None, None
-
-
-def datasets_below(dataset: Any) -> Iterator[Any]:
-    """The dataset and, for torch's Subset and ConcatDataset, those inside it."""
-    yield dataset
-    if isinstance(dataset, Subset):
-        yield from datasets_below(dataset.dataset)
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from datasets_below(part)
 
 
 def _fingerprint(dataset: Any) -> State:

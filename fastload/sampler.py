@@ -1,9 +1,10 @@
 """Which samples this rank gets, in which order, and where an interrupted epoch goes on.
 
-An epoch is a sequence of positions 0, 1, ... n-1, and its `Order` says which sample lies at each. Ranks deal the
-positions out like cards: of `world` ranks that begin at position s, rank r gets s + r, s + r + world, and so on. So
-after some steps, whatever the batch size, exactly the positions below some number are used up, and that one number is
-the whole state: the same on all ranks, a few bytes for any n, and any other number of ranks can go on from there.
+An epoch is a sequence of positions 0, 1, ... n-1, and its `Order` says which sample lies at each. An epoch of several
+passes over the data (`repeat`) goes on with n, n+1, ... in the next pass. Ranks deal the positions out like cards: of
+`world` ranks that begin at position s, rank r gets s + r, s + r + world, and so on. So after some steps, whatever the
+batch size, exactly the positions below some number are used up, and that one number is the whole state: the same on all
+ranks, a few bytes for any n, and any other number of ranks can go on from there.
 
     ShuffleSampler    the epochs, one after the other, and the state
     Share             one rank's part of one epoch: a value, cheap to make, and a function from number to index
@@ -19,7 +20,7 @@ import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy.typing as npt
 import torch.distributed
 from torch.utils.data import DistributedSampler
 
-from .order import LARGEST, Indices, Order, epoch_order
+from .order import ENDLESS, LARGEST, Drawn, Indices, Order, Repeated, epoch_order
 
 STATE_VERSION = 1
 _BLOCK = 1 << 14
@@ -40,9 +41,10 @@ class Share:
     """One rank's part of one epoch, from the global position `start` on. Equal shares hold equal samples.
 
     Its samples have the numbers 0, 1, ... len - 1; number k lies at position start + rank + world * k of the epoch.
-    Positions from n on (padding) begin again at the start of the epoch. It may be read from several threads.
+    Positions from `end` on (padding) begin again at the start of the epoch. It may be read from several threads.
 
-    n, seed, window, shuffle, drop_last, pad: as in `ShuffleSampler`. weights: their digest, or None.
+    n, seed, window, shuffle, drop_last, pad: as in `ShuffleSampler`. weights: their digest, or None. passes: over the n
+    samples, so many that nobody sees the end where the epoch is endless.
     """
 
     n: int
@@ -56,18 +58,24 @@ class Share:
     start: int
     rank: int
     world: int
+    passes: int = 1
     cumulative: npt.NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def order(self) -> Order:
         """The order of the whole epoch, all ranks' samples in it."""
-        if not self.shuffle:
-            return Order(self.n)
-        return epoch_order(self.n, self.seed, self.epoch, window=self.window, cumulative=self.cumulative)
+        options = {"shuffle": self.shuffle, "window": self.window, "cumulative": self.cumulative}
+        of = partial(epoch_order, self.n, self.seed, self.epoch, **options)  # type: ignore[arg-type]  # of many types
+        return of() if self.passes == 1 else Repeated(self.n, self.passes, of)
+
+    @property
+    def end(self) -> int:
+        """The number of positions in the epoch."""
+        return self.n * self.passes
 
     def __len__(self) -> int:
         short = 0 if self.drop_last else self.world - 1 if self.pad else self.world - 1 - self.rank
-        return (self.n - self.start + short) // self.world
+        return (self.end - self.start + short) // self.world
 
     def take(self, start: int, stop: int) -> Indices:
         """Indices of this rank's samples number start ... stop - 1: int64 (stop - start,).
@@ -78,30 +86,32 @@ class Share:
         return self.order.at(self._positions(start, stop))
 
     def draws(self, start: int, stop: int) -> Indices | None:
-        """The positions in the epoch of the same samples, where an index can come several times; else None.
+        """What tells the draws of one index apart, where it can come several times in the epoch; else None.
 
-        They tell the draws of one index apart: give them to whatever makes the pictures differ. Like `take`'s, they are
-        int64 (stop - start,).
+        Give it to whatever makes the pictures differ: the samples' positions, if drawn by weight, or the numbers of
+        their passes. Like `take`'s, int64 (stop - start,).
         """
-        if self.weights is None:
+        if self.weights is None and self.passes == 1:
             return None
         positions = self._positions(start, stop)
-        return np.arange(positions.start, positions.stop, positions.step) if isinstance(positions, range) else positions
+        if isinstance(positions, range):
+            positions = np.arange(positions.start, positions.stop, positions.step)
+        return positions if self.weights is not None else positions // self.n
 
     def position(self, taken: int) -> int:
-        """The first global position that is not used up when each rank has taken that many samples; n when none is."""
+        """The first global position not used up when each rank has taken that many samples; `end` when none is."""
         used = self.start + taken * self.world
-        left_over = used + self.world > self.n if self.drop_last else used > self.n
-        return self.n if left_over else used
+        left_over = used + self.world > self.end if self.drop_last else used > self.end
+        return self.end if left_over else used
 
     def _positions(self, start: int, stop: int) -> range | Indices:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} were asked for; this share has {len(self)}, numbered from 0")
         first = self.start + self.rank
         positions = range(first + start * self.world, first + stop * self.world, self.world)
-        if not positions or positions[-1] < self.n:
+        if not positions or positions[-1] < self.end:
             return positions
-        return np.arange(positions.start, positions.stop, positions.step) % self.n
+        return np.arange(positions.start, positions.stop, positions.step) % self.end
 
 
 class ShuffleSampler(DistributedSampler[int]):
@@ -123,6 +133,10 @@ class ShuffleSampler(DistributedSampler[int]):
     shuffle: False for the order in which samples lie; for evaluation.
     pad: where the samples don't divide evenly, repeat some from the start of the epoch, so that all ranks get as many
         (as DistributedSampler does). False: some ranks get one less, and every sample comes once: for evaluation.
+    repeat: how many passes over the samples one epoch is, one after the other without a gap, so that all batches have
+        the same size, except perhaps the last of them all. Every pass has an order and random transforms of
+        its own. None: an epoch never ends, and there is no len(); every `iter()` begins another one.
+        What comes at a position is the same for any `repeat`, and a state may go on with another one.
 
     With Accelerate, whose `prepare` deals batches out itself, use ShuffleSampler(n, rank=0, world=1); a loader with one
     that deals out itself is handed back as it is, and its batches stay where they are (`DevicePrefetcher` moves them).
@@ -152,12 +166,16 @@ class ShuffleSampler(DistributedSampler[int]):
         weights: Sequence[float] | npt.ArrayLike | Literal["balanced"] | None = None,
         shuffle: bool = True,
         pad: bool = True,
+        repeat: int | None = 1,
     ) -> None:
         self.n = _whole("n", len(n) if isinstance(n, Sized) else n, 0, LARGEST)
         self.seed = _whole("seed", seed)
         self.window = None if window is None else _whole("window", window, 1)
         self.rank, self.world = _place(rank, world)  # type: ignore[assignment]
         self.drop_last, self.shuffle, self.pad = bool(drop_last), bool(shuffle), bool(pad)
+        self.repeat = None if repeat is None else _whole("repeat", repeat, 1, ENDLESS // max(self.n, 1), "None, or ")
+        if repeat is None and self.n == 0:
+            raise ValueError("repeat is None and n is 0; without a sample nothing can be repeated: give repeat=1")
         self.weights = weights
         if weights is not None and window is not None:
             raise ValueError("weights and window were both given; draws by weight lie anywhere: leave one of them out")
@@ -179,11 +197,16 @@ class ShuffleSampler(DistributedSampler[int]):
         return self._where()[1]
 
     def __len__(self) -> int:
-        """This rank's samples in a whole epoch."""
+        """This rank's samples in a whole epoch; TypeError where that has no end."""
+        if self.repeat is None:
+            raise TypeError(
+                "with repeat=None an epoch has no end, and neither its sampler nor its loader a len(); "
+                "count the steps yourself, or give `repeat` a number"
+            )
         return len(self._share(self.epoch, 0))
 
     def __iter__(self) -> Iterator[int]:
-        """This rank's indices in the epoch that comes now, as Python ints."""
+        """This rank's indices in the epoch that comes now, as Python ints; see `Drawn` for those that come again."""
         share = self.share()
         if hasattr(self._dataset, "set_epoch"):  # fastload's loader does that itself, by way of `share`
             self._dataset.set_epoch(share.epoch)
@@ -223,7 +246,7 @@ class ShuffleSampler(DistributedSampler[int]):
     def state_at(self, share: Share, taken: int) -> dict[str, Any]:
         """The state when each rank has used `taken` samples of `share`.
 
-        All of them: position n, the end of that epoch. A run that goes on there gets no sample, then the next epoch.
+        All of them: the end of that epoch. A run that goes on there gets no sample, then the next epoch.
         """
         return self._state(share.epoch, share.position(taken))
 
@@ -251,7 +274,7 @@ class ShuffleSampler(DistributedSampler[int]):
                     "something in one order only: make the sampler as it was, or start the epoch anew"
                 )
         epoch = _whole("the state's epoch", state["epoch"], 0, _LAST_EPOCH)
-        position = _whole("the state's position", state["position"], 0, self.n)
+        position = _whole("the state's position", state["position"], 0, self.peek().end)
         self.epoch, self._start, self._latest = epoch, position, None
 
     def _state(self, epoch: int, position: int) -> dict[str, Any]:
@@ -280,6 +303,7 @@ class ShuffleSampler(DistributedSampler[int]):
             start=start,
             rank=rank,
             world=world,
+            passes=ENDLESS // self.n if self.repeat is None else self.repeat,
             cumulative=self._cumulative,
         )
 
@@ -293,9 +317,11 @@ class ShuffleSampler(DistributedSampler[int]):
 
     def _indices(self, share: Share) -> Iterator[int]:
         """The share's indices; counted as long as no other iterator is newer."""
-        for start in range(0, len(share), _BLOCK):
-            block = share.take(start, min(start + _BLOCK, len(share)))
-            for taken, index in enumerate(block.tolist(), start + 1):
+        size = max(1, min(_BLOCK, share.n))  # many short passes would take their time before the first index
+        for start in range(0, len(share), size):
+            stop = min(start + size, len(share))
+            block = Drawn.all(share.take(start, stop), share.draws(start, stop))
+            for taken, index in enumerate(block, start + 1):
                 if self._latest is share:
                     self._taken = taken
                 yield index
@@ -303,12 +329,12 @@ class ShuffleSampler(DistributedSampler[int]):
             self._latest = None
 
 
-def _whole(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> int:
-    """`value` as an int within limits."""
+def _whole(name: str, value: Any, least: float = -math.inf, most: float = math.inf, others: str = "") -> int:
+    """`value` as an int within limits. others: what else the user may give."""
     with contextlib.suppress(TypeError):
         if not isinstance(value, bool) and least <= operator.index(value) <= most:
             return operator.index(value)
-    raise ValueError(f"{name} is {value!r}; it has to be an int from {least} to {most}")
+    raise ValueError(f"{name} is {value!r}; it has to be {others}an int from {least} to {most}")
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int | None, int | None]:

@@ -179,6 +179,43 @@ def test_lightning_resumes(
         assert got == [[]] * epoch + [rank["runs"][kind][epoch][steps:], *rank["runs"][kind][epoch + 1 :]]
 
 
+# ---- Lightning, one device
+
+
+@pytest.fixture(scope="module")
+def alone(store: Path, folder: Callable[[str], Path]) -> list[Rank]:
+    """Uninterrupted runs that leave checkpoints."""
+    pytest.importorskip("lightning")
+    return run("with_lightning.py", store, folder("lightning alone"), ranks=1)
+
+
+@pytest.fixture(scope="module")
+def alone_resumed(store: Path, folder: Callable[[str], Path], alone: list[Rank]) -> list[Rank]:
+    """Runs from those checkpoints, in a fresh process."""
+    return run("with_lightning.py", store, folder("lightning alone"), "resume", ranks=1)
+
+
+@pytest.mark.parametrize("kind", ["alone", "alone thread", "alone process"])
+@pytest.mark.parametrize(("stop", "epoch", "steps"), [("step8", 0, 8), ("step12", 1, 0)])
+def test_lightning_resumes_torchs_order(
+    alone: list[Rank], alone_resumed: list[Rank], kind: str, stop: str, epoch: int, steps: int
+) -> None:
+    """A checkpoint at the last batch of an epoch, which Lightning takes for the next one, makes no epoch empty."""
+    assert_complete(alone, kind, LIGHTNING_EPOCHS)
+    expected = alone[0]["runs"][kind]
+    got = alone_resumed[0]["runs"][f"{kind} {stop}"]
+    assert got == [[]] * epoch + [expected[epoch][steps:], *expected[epoch + 1 :]]
+
+
+@pytest.mark.parametrize("kind", ["alone", "alone thread", "alone process"])
+def test_lightning_goes_on_with_the_next_epochs_pictures(
+    alone: list[Rank], alone_resumed: list[Rank], kind: str
+) -> None:
+    """From an epoch's end, whose state Lightning does not hand back, come the right pictures, in another order."""
+    for epoch in range(1, LIGHTNING_EPOCHS):
+        assert samples(alone_resumed, f"{kind} epoch0", epoch) == samples(alone, kind, epoch)
+
+
 # ---- Accelerate, two ranks
 
 

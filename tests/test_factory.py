@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -27,7 +29,9 @@ def numbered(tmp_path_factory: pytest.TempPathFactory, class_folders: Path) -> P
     """A store of 25 images whose labels are their indices, so that a batch tells which samples it has."""
     root = tmp_path_factory.mktemp("numbered")
     files = sorted(class_folders.rglob("*.jpg"))
-    (root / "list.txt").write_text("".join(f"{files[i % len(files)].as_posix()}\t{i}\n" for i in range(COUNT)))
+    for i in range(COUNT):
+        shutil.copy(files[i % len(files)], root / f"{i}.jpg")
+    (root / "list.txt").write_text("".join(f"{i}.jpg\t{i}\n" for i in range(COUNT)))
     fastload.pack(root / "list.txt", root / "db.lmdb")
     return root / "db.lmdb"
 
@@ -93,6 +97,30 @@ def test_drop_last_can_be_chosen(numbered: Path, train: bool, drop_last: bool, c
     loader = small(numbered, train=train, drop_last=drop_last)
     assert len(labels_of(loader)) == count
     assert len(loader) == 6 + (not drop_last)
+
+
+def test_passes_leave_no_smaller_batch_between_them(numbered: Path) -> None:
+    """repeat=4: 25 whole batches of all 100 samples, each pass with other crops; None: there is always a next one."""
+    loader = small(numbered, repeat=4)
+    assert len(loader) == 25
+    batches = list(loader)
+    labels = [label for _, labels in batches for label in labels.tolist()]
+    assert {len(labels) for _, labels in batches} == {4}
+    assert all(sorted(labels[start : start + COUNT]) == list(range(COUNT)) for start in range(0, 100, COUNT))
+    pictures = {
+        (label, image.numpy().tobytes())
+        for images, labels in batches
+        for image, label in zip(images, labels.tolist(), strict=True)
+    }
+    assert len(pictures) == 100
+    endless = small(numbered, repeat=None)
+    for _ in range(2):
+        assert [label for _, batch in itertools.islice(endless, 50) for label in batch.tolist()][:100] == labels
+        endless.set_epoch(0)
+    with pytest.raises(TypeError, match="repeat=None"):
+        len(endless)
+    with pytest.raises(ValueError, match="repeat is 0"):
+        small(numbered, repeat=0)
 
 
 def test_mean_and_std_give_floats(numbered: Path) -> None:

@@ -112,13 +112,23 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastload-worker")]
 
 
+def soon(condition: Callable[[], object]) -> bool:
+    """Whether the condition comes true in time: dropped threads finish what is in their hands."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_left() -> Iterator[None]:
     """Every test here ends without a worker thread."""
     yield
     if threads():
         gc.collect()
-    assert threads() == []
+    assert soon(lambda: not threads()), threads()
 
 
 # --- the signature
@@ -427,7 +437,7 @@ def leave_by_del(loader: DataLoader[Any]) -> None:
     iterator = iter(loader)
     next(iterator)
     del iterator
-    assert threads() == []
+    assert soon(lambda: not threads())
 
 
 def leave_untouched(loader: DataLoader[Any]) -> None:
@@ -461,11 +471,11 @@ def test_leaving_an_iterator_ends_its_threads(store_path: Path, raw_store_path: 
         loader = DataLoader(dataset, 2, num_workers=2)
         leave(loader)
         gc.collect()
-        assert threads() == []
+        assert soon(lambda: not threads()), threads()
         assert len(list(loader)) == len(loader)
 
 
-def test_a_dropped_loader_is_freed_at_once(store_path: Path) -> None:
+def test_a_dropped_loader_is_freed_soon(store_path: Path) -> None:
     """No cycle keeps loader and dataset until the garbage collector comes by, after a whole epoch or a break."""
     gc.collect()
     gc.disable()
@@ -476,7 +486,7 @@ def test_a_dropped_loader_is_freed_at_once(store_path: Path) -> None:
             leave(loader)
             references = [weakref.ref(loader), weakref.ref(dataset)]
             del loader, dataset
-            assert [reference() for reference in references] == [None, None]
+            assert soon(lambda of=references: not any(reference() for reference in of))
     finally:
         gc.enable()
 

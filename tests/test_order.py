@@ -6,6 +6,7 @@ fixed keys. A Feistel network of six rounds fails here, and one of eight passes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import pickle
@@ -18,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastload import order
-from fastload.order import Order, Permutation, SampleRandom, Weighted, Windowed, epoch_order, mix64
+from fastload.order import ENDLESS, Order, Permutation, Repeated, SampleRandom, Weighted, Windowed, epoch_order, mix64
 
 MASK = (1 << 64) - 1
 words = st.integers(0, MASK)
@@ -427,6 +428,8 @@ PAIRS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "seeds": ((3, 0), (4, 0)),
     "seed against epoch": ((3, 4), (4, 3)),
     "sum of both": ((3, 1), (2, 2)),
+    "passes": ((3, 0, 1), (3, 0, 2)),
+    "pass against epoch": ((3, 0, 1), (3, 1, 0)),
 }
 
 
@@ -434,7 +437,7 @@ PAIRS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 @pytest.mark.parametrize("what", PAIRS)
 def test_epochs_and_seeds_have_nothing_to_do_with_each_other(what: str, n: int) -> None:
     """Where a sample lies in one epoch says nothing about the next, nor about the same epoch with another seed."""
-    one, other = (epoch_order(n, seed, epoch).take(0, n) for seed, epoch in PAIRS[what])
+    one, other = (epoch_order(n, *place).take(0, n) for place in PAIRS[what])
     assert unrelated(one * 32 // n, other * 32 // n, 32)
     assert unrelated(one % 32, other % 32, 32)
     assert (one == other).sum() < 9
@@ -526,3 +529,38 @@ def test_draws_are_independent() -> None:
 def test_draws_have_golden_values_too() -> None:
     """Position p of an epoch gets the same sample for ever."""
     assert Weighted(np.cumsum(np.arange(100.0)), 17).take(0, 5).tolist() == [71, 62, 57, 47, 13]
+
+
+# ---- Repeated
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.data())
+def test_passes_lie_one_after_the_other(n: int, passes: int, data: st.DataObject) -> None:
+    """Any part of the whole, in any order, is what each pass has there."""
+    orders = [epoch_order(n, 3, 4, number) for number in range(passes)]
+    whole = np.concatenate([order.take(0, n) for order in orders])
+    repeated = Repeated(n, passes, orders.__getitem__)
+    positions = data.draw(st.lists(st.integers(0, n * passes - 1)))
+    assert repeated.at(np.array(positions, np.int64)).tolist() == whole[positions].tolist()
+    assert repeated.take(0, n * passes).tolist() == whole.tolist()
+    with pytest.raises(IndexError, match=f"the order has .0, {n * passes}"):
+        repeated.take(0, n * passes + 1)
+
+
+def test_the_last_of_all_positions_is_within_reach() -> None:
+    """In the last pass of an order that stands for an endless one."""
+    for n in (1, 10, 1000, 10**12):
+        passes = ENDLESS // n
+        order = Repeated(n, passes, functools.partial(epoch_order, n, 1, 2))
+        first, some = (passes - 1) * n, min(n, 100)
+        assert order.take(first, first + some).tolist() == epoch_order(n, 1, 2, passes - 1).take(0, some).tolist()
+
+
+def test_passes_have_golden_values_too() -> None:
+    """The first is the epoch's own order; the others are the same for ever."""
+    first, second, third = (epoch_order(10, 1, 0, number).take(0, 10).tolist() for number in range(3))
+    assert first == epoch_order(10, 1, 0).take(0, 10).tolist() == [8, 5, 3, 9, 6, 4, 1, 0, 7, 2]
+    assert second == [9, 4, 0, 5, 8, 3, 6, 1, 2, 7]
+    assert third == [9, 8, 3, 5, 0, 6, 7, 1, 4, 2]
+    windowed = epoch_order(10**9, 3, 4, 5, window=10**6)
+    assert windowed.take(10**8, 10**8 + 3).tolist() == [537860231, 537251811, 537215280]

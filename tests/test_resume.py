@@ -21,15 +21,18 @@ from hypothesis import strategies as st
 from numbered import Counted, Epochs, Numbers
 from torch.utils.data import (
     BatchSampler,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
     get_worker_info,
 )
+from torch.utils.data import DataLoader as TorchLoader
 
 import fastload
 from fastload import DataLoader, DevicePrefetcher, ImageDataset, ShuffleSampler
@@ -101,6 +104,9 @@ ORDERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "windows": lambda data: {"sampler": ShuffleSampler(data, window=4)},
     "weights": lambda data: {"sampler": ShuffleSampler(data, weights=[9.0, 9.0] + [0.5] * (len(data) - 2))},
     "in order": lambda data: {"sampler": ShuffleSampler(data, shuffle=False)},
+    "passes": lambda data: {"sampler": ShuffleSampler(data, seed=3, repeat=2)},
+    "passes by weight": lambda data: {"sampler": ShuffleSampler(data, weights=[1.0] * len(data), repeat=2)},
+    "passes of one of two ranks": lambda data: {"sampler": ShuffleSampler(data, rank=1, world=2, repeat=3)},
     "one of two ranks": lambda data: {"sampler": ShuffleSampler(data, rank=1, world=2), "batch_size": 2},
     "shuffle": lambda data: {"shuffle": True},
     "shuffle, generator": lambda data: {"shuffle": True, "generator": generator()},
@@ -134,7 +140,14 @@ ORDERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "no batches": lambda data: {"batch_size": None, "sampler": ShuffleSampler(data, weights=[1.0] * len(data))},
     "no batches, shuffle": lambda data: {"batch_size": None, "shuffle": True, "generator": generator()},
 }
-COSTLY = ("weights", "shuffle, generator", "DistributedSampler", "BatchSampler of ShuffleSampler", "no batches")
+COSTLY = (
+    "weights",
+    "passes",
+    "shuffle, generator",
+    "DistributedSampler",
+    "BatchSampler of ShuffleSampler",
+    "no batches",
+)
 
 
 def loader_of(order: str, data: Any, workers: str = "none", **options: Any) -> DataLoader[Any]:
@@ -188,6 +201,105 @@ def test_draws_of_one_picture_differ(store_path: Path) -> None:
     indices = list(ShuffleSampler(12, weights=[1.0] * 12))
     assert len(set(indices)) < 12
     assert len({picture.numpy().tobytes() for picture in pictures}) == 12
+
+
+def test_pictures_differ_from_pass_to_pass(store_path: Path) -> None:
+    """Each pass shows each picture with a crop of its own, the first one that of an epoch without repetition."""
+    data = images_of(store_path)
+    loader = DataLoader(data, 5, sampler=ShuffleSampler(data, seed=3, repeat=3))
+    plain = DataLoader(data, None, sampler=ShuffleSampler(data, seed=3))
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(images) for images, _ in batches] == [5] * 7 + [1]
+        pictures = torch.cat([images for images, _ in batches])
+        assert len({picture.numpy().tobytes() for picture in pictures}) == 36
+        assert torch.equal(pictures[:12], torch.stack([image for image, _ in plain]))
+
+
+class Around(Dataset[Any]):
+    """A user's dataset that reads ours one by one."""
+
+    def __init__(self, data: ImageDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.data[index]
+        return image.clone(), label
+
+
+@pytest.mark.parametrize("options", [{"repeat": 3}, {"weights": [1.0] * 12, "repeat": 2}], ids=["passes", "weights"])
+def test_indices_that_come_again_show_other_pictures_everywhere(store_path: Path, options: dict[str, Any]) -> None:
+    """The same as in fastload's loader by torch's, by batches of a BatchSampler, and through datasets around ours."""
+    data = images_of(store_path)
+
+    def pictures(kind: Any, dataset: Any, **more: Any) -> torch.Tensor:
+        sampler = ShuffleSampler(data, seed=3, **options)
+        given = {"batch_sampler": BatchSampler(sampler, 5, False)} if "batch" in more else {"sampler": sampler}
+        loader = kind(dataset, **{"batch_size": 1 if "batch" in more else 5, **given, **WORKERS[more["workers"]]})
+        return torch.cat([images for images, _ in loader])
+
+    expected = pictures(DataLoader, data, workers="none")
+    assert len({picture.numpy().tobytes() for picture in expected}) == len(expected)
+    for dataset in (data, Around(data), Subset(data, range(12))):
+        for workers in ("none", "threads", "processes", "threads in processes"):
+            assert torch.equal(pictures(DataLoader, dataset, workers=workers), expected)
+    assert torch.equal(pictures(DataLoader, data, workers="threads", batch=True), expected)
+    for dataset in (data, Around(data)):
+        for workers in (0, 2):
+            loader = TorchLoader(dataset, 5, sampler=ShuffleSampler(data, seed=3, **options), num_workers=workers)
+            assert torch.equal(torch.cat([images for images, _ in loader]), expected)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_endless_loader_goes_on_and_on(store_path: Path, workers: str) -> None:
+    """Whole batches, the same on all workers; left by `break`, the next loop is the next epoch; a state resumes."""
+
+    def new(workers: str) -> DataLoader[Any]:
+        data = images_of(store_path)
+        return DataLoader(data, 5, sampler=ShuffleSampler(data, seed=3, repeat=None), **WORKERS[workers])
+
+    expected_loader, loader = new("none"), new(workers)
+    with pytest.raises(TypeError, match="repeat=None"):
+        len(loader)
+    for steps in (13, 1, 8):
+        expected = list(itertools.islice(expected_loader, steps + 3))
+        assert all(len(images) == 5 for images, _ in expected)
+        batches = []
+        for batch in loader:
+            batches.append(batch)
+            if len(batches) == steps:
+                break
+        assert_same(batches, expected[:steps])
+        state = loader.state_dict()
+        assert state["order"]["sampler"]["position"] == 5 * steps
+        resumed = new(workers)
+        resumed.load_state_dict(state)
+        assert_same(list(itertools.islice(resumed, 3)), expected[steps:])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 12), st.sampled_from(CHEAP), st.data())
+def test_passes_go_on_from_any_batch(n: int, repeat: int, size: int, workers: str, data: st.DataObject) -> None:
+    """At the borders of passes and elsewhere: the rest of the batches, all of one size but the last, then an epoch."""
+
+    def new() -> DataLoader[Any]:
+        return DataLoader(Epochs(n), size, sampler=ShuffleSampler(n, window=4, repeat=repeat), **WORKERS[workers])
+
+    loader = new()
+    expected = [drawn(loader), drawn(loader)]
+    assert [len(batch) for batch in expected[0][:-1]] == [size] * (len(loader) - 1)
+    assert sorted(itertools.chain.from_iterable(expected[0])) == sorted([*range(n)] * repeat)
+    taken = data.draw(st.integers(0, len(loader)))
+    loader = new()
+    iterator = iter(loader)
+    for _ in range(taken):
+        next(iterator)
+    resumed = new()
+    resumed.load_state_dict(loader.state_dict())
+    assert [drawn(resumed), drawn(resumed)] == [expected[0][taken:], expected[1]]
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -558,7 +670,9 @@ runs = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 4
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 70), runs, st.sampled_from([{}, {"drop_last": True}, {"pad": False}, {"window": 5}]))
+@given(
+    st.integers(1, 70), runs, st.sampled_from([{}, {"drop_last": True}, {"pad": False}, {"window": 5}, {"repeat": 3}])
+)
 @example(7, [(2, 4, 1)], {"pad": False})
 @example(9, [(2, 4, 1), (3, 1, 1)], {"pad": False})
 @example(10, [(4, 2, 1), (3, 1, 0)], {})
@@ -567,9 +681,10 @@ def test_any_number_of_ranks_goes_on(n: int, runs: list[tuple[int, int, int]], o
 
     The state is the same on all ranks at the same step. Only the last run repeats samples, or leaves some out.
     """
-    order = list(ShuffleSampler(n, seed=2, window=options.get("window")))
+    order = list(ShuffleSampler(n, seed=2, window=options.get("window"), repeat=options.get("repeat", 1)))
     data, seen = Numbers(n), []
     state: Any = None
+    n *= options.get("repeat", 1)
     for world, size, steps in [*runs, (2, 3, n)]:
         ranks = [share_of(data, rank, world, size, options) for rank in range(world)]
         for loader in ranks:

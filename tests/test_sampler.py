@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import pickle
 import tracemalloc
 from collections import Counter
@@ -110,6 +111,7 @@ def test_all_arguments_are_attributes() -> None:
     sampler = ShuffleSampler(9, seed=2, rank=1, world=3, drop_last=True, window=4, pad=False)
     assert (sampler.n, sampler.seed, sampler.rank, sampler.world, sampler.drop_last) == (9, 2, 1, 3, True)
     assert (sampler.window, sampler.weights, sampler.shuffle, sampler.pad, sampler.epoch) == (4, None, True, False, 0)
+    assert (sampler.repeat, ShuffleSampler(9, repeat=5).repeat, ShuffleSampler(9, repeat=None).repeat) == (1, 5, None)
     assert isinstance(sampler, DistributedSampler)
     assert sampler.num_replicas == 3
     assert ShuffleSampler(9).rank is None
@@ -167,21 +169,27 @@ def test_ranks_are_asked_of_torch_when_they_are_needed(monkeypatch: pytest.Monke
 # ---- shares
 
 
-@given(kinds, st.integers(1, 120), worlds, st.booleans(), st.booleans(), st.data())
-def test_a_share_gives_any_part(kind: str, n: int, world: int, drop_last: bool, pad: bool, data: st.DataObject) -> None:
-    """take is a slice of all; draws are the positions of the epoch, where an index can repeat."""
+@given(kinds, st.integers(1, 120), worlds, st.booleans(), st.booleans(), st.integers(1, 3), st.data())
+def test_a_share_gives_any_part(
+    kind: str, n: int, world: int, drop_last: bool, pad: bool, repeat: int, data: st.DataObject
+) -> None:
+    """take is a slice of all; draws are the positions in the epoch, or the passes, where an index can repeat."""
     rank = data.draw(st.integers(0, world - 1))
-    share = sampler_of(kind, n, rank=rank, world=world, drop_last=drop_last, pad=pad).share()
+    share = sampler_of(kind, n, rank=rank, world=world, drop_last=drop_last, pad=pad, repeat=repeat).share()
     stop = data.draw(st.integers(0, len(share)))
     start = data.draw(st.integers(0, stop))
     part = share.take(start, stop)
     assert part.dtype == np.int64
     assert part.tolist() == share.take(0, len(share))[start:stop].tolist()
     draws = share.draws(start, stop)
+    positions = [(rank + world * number) % (n * repeat) for number in range(start, stop)]
     if kind == "weights":
         assert draws is not None
-        assert draws.tolist() == [(rank + world * number) % n for number in range(start, stop)]
+        assert draws.tolist() == positions
         assert share.order.at(draws).tolist() == part.tolist()
+    elif repeat > 1:
+        assert draws is not None
+        assert draws.tolist() == [position // n for position in positions]
     else:
         assert draws is None
 
@@ -214,13 +222,15 @@ def test_peek_is_what_share_gives_next() -> None:
         ShuffleSampler(100, seed=3, pad=False),
         ShuffleSampler(100, seed=3, rank=0, world=2),
         ShuffleSampler(100, seed=3, rank=1, world=2),
+        ShuffleSampler(100, seed=3, repeat=2),
+        ShuffleSampler(100, seed=3, repeat=None),
     ]
-    assert len({ahead, *(other.peek() for other in others)}) == 11
+    assert len({ahead, *(other.peek() for other in others)}) == 13
 
 
 def test_a_share_can_be_read_by_many_threads() -> None:
     """Eight threads that read parts at once get what one thread gets."""
-    for options in ({}, {"window": 3000}):
+    for options in ({}, {"window": 3000}, {"repeat": None}):
         whole = ShuffleSampler(200_000, seed=1, **options).share().take(0, 200_000)
         share = ShuffleSampler(200_000, seed=1, **options).share()
         with ThreadPoolExecutor(8) as pool:
@@ -230,7 +240,7 @@ def test_a_share_can_be_read_by_many_threads() -> None:
 
 def test_samplers_and_shares_can_be_pickled() -> None:
     """For process workers and spawned ranks: the copy goes on where the original stood, and equals it."""
-    for options in ({}, {"window": 7}, {"weights": np.arange(90_000)}):
+    for options in ({}, {"window": 7}, {"weights": np.arange(90_000)}, {"repeat": 3}, {"repeat": None}):
         sampler = ShuffleSampler(90_000, seed=1, rank=1, world=2, **options)
         list(itertools.islice(sampler, 5))
         copy = pickle.loads(pickle.dumps(sampler))
@@ -241,14 +251,98 @@ def test_samplers_and_shares_can_be_pickled() -> None:
 
 
 def test_a_hundred_million_samples_cost_nothing() -> None:
-    """A sampler, a share and a batch for 10**8 samples take less than 1 MB."""
+    """A sampler, a share and batches of 10**8 samples take less than 1 MB; so they do from one pass to the next."""
     tracemalloc.start()
     try:
-        share = ShuffleSampler(10**8, rank=3, world=8).share()
-        share.take(10**6, 10**6 + 512)
+        share = ShuffleSampler(10**8, rank=3, world=8, repeat=None).share()
+        for number in (10**6, 10**8 // 8 - 256, 10**15):
+            share.take(number, number + 512)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+# ---- passes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_can_be_several_passes(kind: str) -> None:
+    """One after the other, each in an order of its own; the first is the epoch of a sampler that does not repeat."""
+    sampler, plain = sampler_of(kind, 50, repeat=3), sampler_of(kind, 50)
+    cumulative = np.arange(1.0, 51) if kind == "weights" else None
+    assert len(sampler) == 150
+    for epoch in range(2):
+        indices = list(sampler)
+        passes = [indices[start : start + 50] for start in range(0, 150, 50)]
+        assert all(isinstance(index, int) for index in indices)
+        assert passes[0] == list(plain)
+        options = {"shuffle": kind != "in order", "window": sampler.window, "cumulative": cumulative}
+        assert passes == [epoch_order(50, 5, epoch, number, **options).take(0, 50).tolist() for number in range(3)]  # type: ignore[arg-type]
+        assert kind == "weights" or all(sorted(each) == list(range(50)) for each in passes)
+        assert len({tuple(each) for each in passes}) == (1 if kind == "in order" else 3)
+    assert sampler.epoch == 2
+
+
+@given(kinds, st.integers(1, 40), st.integers(1, 5))
+def test_what_comes_does_not_depend_on_when_it_ends(kind: str, n: int, repeat: int) -> None:
+    """Fewer passes are the beginning of more, and of an epoch that never ends."""
+    indices = list(sampler_of(kind, n, repeat=repeat))
+    assert indices == list(sampler_of(kind, n, repeat=repeat + 1))[: n * repeat]
+    assert indices == list(itertools.islice(sampler_of(kind, n, repeat=None), n * repeat))
+
+
+@given(sizes, st.integers(1, 4), worlds, st.booleans(), st.booleans())
+def test_ranks_deal_passes_out_as_one(n: int, repeat: int, world: int, drop_last: bool, pad: bool) -> None:
+    """Over the borders of passes; only at the end of all is something padded or left out, as torch does."""
+    order = list(sampler_of("whole", n, repeat=repeat))
+    options = {"drop_last": drop_last, "pad": pad, "repeat": repeat}
+    for rank in range(world):
+        places = list(DistributedSampler(Numbers(n * repeat), world, rank, shuffle=False, drop_last=drop_last))
+        if not (pad or drop_last):
+            places = list(range(rank, n * repeat, world))
+        sampler = sampler_of("whole", n, rank=rank, world=world, **options)
+        assert len(sampler) == len(places)
+        assert list(sampler) == [order[place] for place in places]
+
+
+def test_an_endless_epoch_goes_on_and_has_no_length() -> None:
+    """Every iter() begins another one; what asks for a len() is told why there is none, what can do without does."""
+    sampler = ShuffleSampler(10, seed=1, repeat=None)
+    iterator, other = iter(sampler), iter(sampler)
+    first = list(itertools.islice(iterator, 10_000))
+    assert all(sorted(first[start : start + 10]) == list(range(10)) for start in range(0, 10_000, 10))
+    assert list(itertools.islice(other, 100)) != first[:100]
+    for sized in (sampler, BatchSampler(sampler, 4, False), DataLoader(Numbers(10), 4, sampler=sampler)):
+        with pytest.raises(TypeError, match=r"repeat=None an epoch has no end.* give `repeat` a number"):
+            len(sized)  # type: ignore[arg-type]
+        assert operator.length_hint(sized, 7) == 7
+        assert repr(sized)
+
+
+def test_an_endless_epoch_can_be_entered_anywhere() -> None:
+    """Far from its start as at it, and on any number of ranks."""
+    state = {**ShuffleSampler(10).state_dict(), "position": 10**17 + 3}
+    order = list(epoch_order(10, 0, 0, 10**16).take(0, 10))
+    for world in (1, 3):
+        ranks = [ShuffleSampler(10, rank=rank, world=world, repeat=None) for rank in range(world)]
+        for sampler in ranks:
+            sampler.load_state_dict(state)
+        rows = itertools.islice(zip(*ranks, strict=True), 3)
+        assert list(itertools.chain.from_iterable(rows))[:7] == order[3:][: 3 * world]
+        assert {sampler.state_dict()["position"] for sampler in ranks} == {10**17 + 3 + 3 * world}
+
+
+def test_a_state_goes_on_with_another_repeat() -> None:
+    """As far as there are so many positions; so a run can be made longer."""
+    whole = list(ShuffleSampler(10, seed=3, repeat=4))
+    sampler = ShuffleSampler(10, seed=3, repeat=2)
+    share = sampler.share()
+    for taken in (5, 20):
+        longer = ShuffleSampler(10, seed=3, repeat=4)
+        longer.load_state_dict(sampler.state_at(share, taken))
+        assert list(longer) == whole[taken:]
+    with pytest.raises(ValueError, match=r"position is 20; .* from 0 to 10"):
+        ShuffleSampler(10, seed=3).load_state_dict(sampler.state_at(share, 20))
 
 
 # ---- weights
@@ -318,6 +412,13 @@ def test_weights_that_make_no_sense_are_refused(n: Any, weights: Any, message: s
         ({"window": 3, "weights": [1] * 9}, "leave one of them out"),
         ({"window": 3, "shuffle": False}, "shuffle=False"),
         ({"weights": [1] * 9, "shuffle": False}, "shuffle=False"),
+        ({"repeat": 0}, r"repeat is 0; .* None, or an int from 1 to 512409557603043100"),
+        ({"repeat": -1}, "repeat is -1"),
+        ({"repeat": True}, "repeat is True"),
+        ({"repeat": 2.0}, "repeat is 2.0"),
+        ({"repeat": "2"}, "repeat is '2'"),
+        ({"repeat": 2**62}, "repeat is 4611686018427387904"),
+        ({"repeat": None, "n": 0}, "n is 0; without a sample .* give repeat=1"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -423,21 +524,22 @@ def test_a_run_of_eight_ranks_goes_on_with_six() -> None:
 runs = st.lists(st.tuples(worlds, st.integers(1, 9), st.integers(0, 6)), max_size=6)
 
 
-@given(kinds, sizes, runs, st.sampled_from([{}, {"drop_last": True}, {"pad": False}]))
-@example("whole", 10, [(3, 1, 2), (4, 1, 0)], {"pad": False})
-@example("whole", 7, [(8, 1, 1)], {})
+@given(kinds, sizes, runs, st.sampled_from([{}, {"drop_last": True}, {"pad": False}]), st.integers(1, 3))
+@example("whole", 10, [(3, 1, 2), (4, 1, 0)], {"pad": False}, 1)
+@example("whole", 7, [(8, 1, 1)], {}, 1)
+@example("whole", 7, [(2, 3, 1), (2, 4, 1), (3, 1, 1)], {}, 3)
 def test_any_sequence_of_runs_is_one_epoch(
-    kind: str, n: int, runs: list[tuple[int, int, int]], options: dict[str, Any]
+    kind: str, n: int, runs: list[tuple[int, int, int]], options: dict[str, Any], repeat: int
 ) -> None:
     """Runs of any number of ranks, batch size and length, each from the last one's state, are the epoch of one process.
 
     They come in its order; only the last run of all repeats samples (padding) or leaves some out (drop_last).
     """
-    order = list(sampler_of(kind, n))
+    order = list(sampler_of(kind, n, repeat=repeat))
     state = sampler_of(kind, n).state_dict()
     seen: list[int] = []
-    for world, batch, steps in [*runs, (2, 5, n)]:
-        ranks = [sampler_of(kind, n, rank=rank, world=world, **options) for rank in range(world)]
+    for world, batch, steps in [*runs, (2, 5, n * repeat)]:
+        ranks = [sampler_of(kind, n, rank=rank, world=world, repeat=repeat, **options) for rank in range(world)]
         for sampler in ranks:
             sampler.load_state_dict(state)
         shares = [sampler.share() for sampler in ranks]
@@ -450,10 +552,10 @@ def test_any_sequence_of_runs_is_one_epoch(
         states = [sampler.state_at(share, taken) for sampler, share in zip(ranks, shares, strict=True)]
         assert all(other == states[0] for other in states)
         state = json.loads(json.dumps(states[0]))
-        assert state["position"] == len(seen) or state["position"] == n
-        if state["position"] == n:
+        assert state["position"] in (len(seen), n * repeat)
+        if state["position"] == n * repeat:
             break
-    assert state["position"] == n
+    assert state["position"] == n * repeat
     assert len(order) - len(seen) < (world if "drop_last" in options else 1)
 
 

@@ -56,9 +56,12 @@ def test_a_picture_of_the_cell_s_size_is_copied_pixel_by_pixel() -> None:
         assert (sheet[GAP : GAP + CELL, GAP : GAP + CELL] == image.permute(1, 2, 0).numpy()).all()
 
 
-@pytest.mark.parametrize(("size", "drawn"), [((320, 160), (160, 80)), ((100, 400), (40, 160)), ((40, 60), (80, 120)), ((90, 60), (90, 60))])
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [((320, 160), (160, 80)), ((100, 400), (40, 160)), ((40, 60), (80, 120)), ((90, 60), (90, 60))],
+)
 def test_pictures_are_fitted_and_centred(size: tuple[int, int], drawn: tuple[int, int]) -> None:
-    """Larger ones shrink to the cell without a change of shape, smaller ones stay; both lie in the middle."""
+    """Larger ones shrink to the cell without a change of shape, small ones get larger pixels; all lie in the middle."""
     sheet = np.asarray(contact_sheet([plain(*size, (0, 128, 0))], [""]))
     rows, columns = np.nonzero((sheet == (0, 128, 0)).all(axis=2))
     assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == drawn

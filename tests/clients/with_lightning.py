@@ -1,7 +1,11 @@
-"""Lightning's Trainer on two ranks: `with_lightning.py STORE OUT` trains; with `resume` it goes on from checkpoints."""
+"""Lightning's Trainer: `with_lightning.py STORE OUT` trains; with `resume` it goes on from checkpoints.
+
+On two ranks under torchrun, on one device without it.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,10 @@ import fastload
 
 EPOCHS = 3
 SEED = 11
-KINDS = ("injected", "ours", "made")
-STOPS = ("step8", "step12", "epoch0")  # with 6 steps an epoch: in the middle, at the last batch and at the end of one
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+KINDS = ("injected", "ours", "made") if RANKS > 1 else ("alone", "alone thread", "alone process")
+# In the middle, at the last batch and at the end of an epoch, which has 6 steps, or 12 on one device.
+STOPS = ("step8", "step12", "epoch0")
 
 
 EVERY_ONE: dict[str, Any] = {"save_top_k": -1, "auto_insert_metric_name": False}
@@ -53,8 +59,13 @@ class Validated(Learner):
 
 
 def loader_of(store: str, kind: str) -> Any:
-    """Shuffled by Lightning, which puts a DistributedSampler in; by ours; or all made by `make_loader`."""
+    """Shuffled by Lightning, which puts a DistributedSampler in; by ours; all made by `make_loader`; by torch alone."""
     dataset = dataset_of(store)
+    if kind.startswith("alone"):
+        worker: Any = kind.partition(" ")[2]
+        generator = torch.Generator().manual_seed(SEED)
+        workers: dict[str, Any] = {"num_workers": 2, "worker_type": worker} if worker else {}
+        return fastload.DataLoader(dataset, 4, shuffle=True, generator=generator, **workers)
     if kind == "made":
         return fastload.make_loader(dataset, 4, train=True, device="cpu", num_workers=1)
     order: dict[str, Any] = {"shuffle": True} if kind == "injected" else {"sampler": fastload.ShuffleSampler(dataset)}
@@ -62,11 +73,10 @@ def loader_of(store: str, kind: str) -> Any:
 
 
 def trainer_of(**options: Any) -> lightning.Trainer:
-    """Two ranks on the CPU, and as little as possible besides."""
+    """On the CPU, and as little as possible besides."""
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=EPOCHS, num_sanity_val_steps=0, **quiet, **options
-    )
+    place: dict[str, Any] = {"accelerator": "cpu", "devices": RANKS, "strategy": "ddp" if RANKS > 1 else "auto"}
+    return lightning.Trainer(max_epochs=EPOCHS, num_sanity_val_steps=0, **place, **quiet, **options)
 
 
 def described(loader: Any) -> dict[str, Any]:
@@ -111,4 +121,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[2])
     (resume if sys.argv[3:] else train)(sys.argv[1], folder, diary)
     diary.write(folder / "resumed" if sys.argv[3:] else folder)
-    torch.distributed.destroy_process_group()  # Lightning leaves it to the script
+    if RANKS > 1:
+        torch.distributed.destroy_process_group()  # Lightning leaves it to the script
