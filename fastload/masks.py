@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,24 @@ def decode(data: bytes, max_pixels: int) -> Values:
                     f"the mask has {len(image.getbands())} channels ({image.mode}); a mask has one, whose values are "
                     "classes: grey or with a palette (or are image and mask swapped?)"
                 )
-            values = np.array(image)
+            values = np.array(image) // _scale(data)
     except DecodeError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"the mask is damaged or no image: {error}") from error
     return narrowed(values)
+
+
+def _scale(data: bytes) -> int:
+    """What Pillow has multiplied the values by: grey PNGs of 2 and 4 bits it spreads over 0 to 255, and so PGMs."""
+    if data.startswith(b"\x89PNG") and data[25] == 0 and data[24] in (2, 4):
+        return 255 // ((1 << data[24]) - 1)
+    header = re.match(rb"P[25]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*(\d+)\s", data)
+    if header is not None and int(header[1]) not in (255, 65535):
+        raise DecodeError(
+            f"the mask is a PGM of values up to {int(header[1])}, which are read as shades; save it as PNG"
+        )
+    return 1
 
 
 def narrowed(values: npt.NDArray[Any]) -> Values:

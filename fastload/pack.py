@@ -263,6 +263,8 @@ def _pack(
     progress: Callable[[int, int], None] | None,
 ) -> PackReport:
     started = time.perf_counter()
+    if listed.store is not None and listed.masks and options.exif == "ignore":
+        raise ValueError("exif is 'ignore', but the masks of a store are upright, as its images then aren't; pack anew")
     created = _creation_time()
     with _only_pack(final), _libraries_for_packing():
         _write(listed, final, options, created, workers or usable_cores(), progress)

@@ -271,22 +271,23 @@ def _ignored(classes: list[str] | None) -> int:
 
 def _pairs(path: str, masks: str | None, class_list: str | os.PathLike[str] | None, ignore: Sequence[str]) -> Source:
     classes = None if class_list is None else labelme.read_classes(class_list)
-    folders = (path, masks) if masks is not None else _two_folders(path)
+    folders = (os.path.normpath(path), os.path.normpath(masks)) if masks is not None else _two_folders(path)
     items, notes = [], []
     if folders is not None:
         if not os.path.isdir(folders[1]):
             raise SourceError(f"{folders[1]} is no folder; give the folder that holds the masks")
         by_stem: dict[str, list[str]] = {}
-        for name, file in _files_below(folders[1], folders[1], ignore):
+        for name, file in _files_below(folders[1], folders[1], (*ignore, folders[0])):
             by_stem.setdefault(os.path.splitext(name)[0], []).append(file)
-        for name, file in _files_below(folders[0], folders[0], ignore):
+        for name, file in _files_below(folders[0], folders[0], (*ignore, folders[1])):
             items.append(_pair(name, file, by_stem.pop(os.path.splitext(name)[0], []), folders[1]))
         if by_stem:
             notes.append(f"{len(by_stem)} masks belong to no image, the first is {min(by_stem)!r}")
     else:
-        for name, files in _pair_folders(path):
-            images = [file for stem, file in files if stem == "img"]
-            items.append(_pair(name, images[0], [file for stem, file in files if stem == "label"], path))
+        for folder, images, found in _pair_folders(path):
+            items += [_pair(f"{folder}/{os.path.basename(image)}", image, found, path) for image in images]
+            if not images:
+                notes.append(f"folder {folder!r} holds no img")
     if not any(item.mask for item in items):
         raise SourceError(
             f"{path}: no image has a mask; give two folders with the same names (--masks FOLDER), or folders that "
@@ -305,21 +306,30 @@ def _pair(name: str, image: str, masks: list[str], where: str) -> Item:
 def _two_folders(path: str) -> tuple[str, str] | None:
     """The folders of images and of masks, if `path` holds these two by names that say so, and no other."""
     found = [entry for entry in os.scandir(path) if _visible(entry.name) and os.path.isdir(entry.path)]
+    found = [entry for entry in found if entry.name != "instances"]  # what unpacking adds
     images = [entry.path for entry in found if entry.name.lower() in _IMAGE_FOLDERS]
     masks = [entry.path for entry in found if entry.name.lower() in _MASK_FOLDERS]
     return (images[0], masks[0]) if len(found) == 2 and len(images) == len(masks) == 1 else None
 
 
-def _pair_folders(path: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each sub-folder that holds an `img` and a `label`, whatever their suffixes: what labelme's converter writes."""
+def _pair_folders(path: str) -> list[tuple[str, list[str], list[str]]]:
+    """Each sub-folder, its files `img` and its files `label`, whatever their suffixes; none if no folder has both.
+
+    That is what labelme's converter writes.
+    """
     found = []
     for folder in sorted(entry.name for entry in os.scandir(path) if _visible(entry.name) and entry.is_dir()):
-        entries = sorted(entry.name for entry in os.scandir(os.path.join(path, folder)) if _visible(entry.name))
-        files = [(os.path.splitext(name)[0], os.path.join(path, folder, name)) for name in entries]
-        if {"img", "label"} <= {stem for stem, _ in files}:
-            image = next(os.path.basename(file) for stem, file in files if stem == "img")
-            found.append((f"{folder}/{image}", files))
-    return found
+        current = os.path.join(path, folder)
+        try:
+            names = sorted(entry.name for entry in os.scandir(current) if _visible(entry.name))
+        except OSError as error:
+            raise SourceError(f"{current} can't be listed: {error.strerror}; check its permissions") from error
+        images, masks = (
+            [os.path.join(current, name) for name in names if os.path.splitext(name)[0] == stem]
+            for stem in ("img", "label")
+        )
+        found.append((folder, images, masks))
+    return found if any(images and masks for _, images, masks in found) else []
 
 
 _SIGNS: dict[bool, dict[Format, Callable[[str], object]]] = {

@@ -382,6 +382,7 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
     """Raise StoreFormatError unless a manifest has the members that reading relies on, of sane types."""
     try:
         fields, columns, classes = manifest["fields"], manifest["columns"], manifest["classes"]
+        masks = [field["name"] for field in fields if field["kind"] == "mask"]
         sane = (
             _is_count(manifest["count"], 1 << 48)
             and isinstance(manifest["digest"], str)
@@ -389,7 +390,8 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and isinstance(fields, list)
             and all(f["in"] in ("record", "column") and isinstance(f["name"], str) for f in fields)
             and all(_is_count(f["fill"], 1 << 16) for f in fields if f["kind"] == "mask")
-            and all(isinstance(name, str) for name in manifest.get("sample", ["image", "label"]))
+            and {"image"} <= set(manifest.get("sample", ["image"])) <= {"image", "label", *masks}
+            and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -6,19 +6,22 @@ name here is replaced by the sample's number.
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from . import decode, record
+from . import blocks, decode, record
 from .errors import ChecksumError, DecodeError, StoreError
 from .store import Store
 
 _FORBIDDEN = re.compile(r'[\x00<>:"|?*\\]' if os.name == "nt" else r"\x00")
+_MASK_FOLDERS = {"mask": "masks"}
 LABELS = "labels.tsv"
 """The list that is written beside the files where folders don't tell the labels."""
 
@@ -33,7 +36,8 @@ def unpack(
 
     Kept files come back byte for byte, re-cut JPEGs as JPEGs of the same pixels, with their EXIF data and profiles.
     Images that were re-encoded get the suffix of what they are; raw ones are written as PNG. A store that was packed
-    from a list also gets `labels.tsv`, which `fastload pack` reads.
+    from a list also gets `labels.tsv`, which `fastload pack` reads. Where there are masks, images go to `images`, and
+    masks, as PNG with the same names, to `masks` and `instances`.
 
     Returns the number of files. progress: called with (samples done, samples in all).
 
@@ -53,9 +57,10 @@ def unpack(
     for index in range(len(store)):
         data, suffix, name = _file(store, index)
         relative = names.take(safe_name(name, index, suffix), index)
-        file = target / relative
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+        for part, content in (("images" if store.masks else "", data), *_masks(store, index)):
+            file = target / part / (relative if content is data else str(PurePosixPath(relative).with_suffix(".png")))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
         lines.append("\t".join([_quoted(relative), *map(str, np.atleast_1d(labels[index]).tolist())]))
         if progress is not None:
             progress(index + 1, len(store))
@@ -80,7 +85,18 @@ def _file(store: Store, index: int) -> tuple[bytes, str | None, str]:
             return _png(decode.pixels(image)), ".png", sample.name
         except DecodeError as error:
             raise StoreError(f"sample {index} ({sample.name}): {error}") from error
-    return bytes(image.payload), ".jpg" if image.flags & record.REENCODED else None, sample.name
+    suffix = ".jpg" if image.flags & record.REENCODED else None
+    if store.manifest["source"] == "labelme":  # the names are those of its JSON files
+        kind = Image.open(io.BytesIO(image.payload)).format
+        suffix = ".jpg" if kind in (None, "JPEG", "MPO") else f".{kind.lower()}"
+    return bytes(image.payload), suffix, sample.name
+
+
+def _masks(store: Store, index: int) -> Iterator[tuple[str, bytes]]:
+    """The folder of each mask of a sample, and the mask as PNG."""
+    sample = store[index]
+    for name in store.masks:
+        yield _MASK_FOLDERS.get(name, name), cv2.imencode(".png", blocks.read(sample[name]))[1].tobytes()
 
 
 def _png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import decode, record
+from . import blocks, decode, record
 from .doctor import usable_cores
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .geometry import upright_size
@@ -90,6 +90,11 @@ def _check_sample(store: Store, index: int, decode_images: bool) -> Damage | Non
         name = store.name(index)
     try:
         sample = store[index]
+        for mask in store.masks:
+            if sample[mask].checksum != store.columns[f"{mask}_checksum"].view(index):
+                raise ChecksumError(f"its {mask} is not the one that was packed at this place")
+            if decode_images:
+                blocks.read(sample[mask])
         checksum = int(store.columns["checksum"].view(index))
         column = store.columns.get("image")
         if column is not None:

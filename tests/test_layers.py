@@ -17,14 +17,14 @@ LAYERS = (
     "errors geometry order record",
     "anonymous_memory batch buffers jpeg tiles huffman huffman_writer recut blocks masks store store_writer sources "
     "labelme small_images label_lists splits workers transforms cache failures worker_info",
-    "decode show",
+    "decode show pictures",
     "pack",
     "dataset sampler",
     "prefetch",
     "orders passes iterators reading thread_workers process_workers",
     "loader",
     "monitor doctor tune",
-    "factory verify info unpack bench memory cli",
+    "factory verify stats info unpack bench memory cli",
 )
 """From the bottom up. A module that is in none of them has to be given its place here."""
 
