@@ -12,6 +12,7 @@ from .monitor import Monitor
 from .pack import PackReport, pack, pack_splits
 from .prefetch import DevicePrefetcher
 from .sampler import ShuffleSampler
+from .stats import statistics
 from .store import Record, Store
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "make_loader",
     "pack",
     "pack_splits",
+    "statistics",
     "transforms",
 ]

@@ -34,6 +34,8 @@ Progress = Callable[[int, int], None]
 
 _WRONG_INPUT = (SourceError, StoreFormatError, FileNotFoundError, FileExistsError, NotADirectoryError, ValueError)
 _PLAIN_SECONDS = 5.0
+_CLASSES_SHOWN = 50
+_ENDS_SHOWN = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,10 +109,17 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="leave larger images out")
     parser.add_argument("--no-tiles", dest="tiles", action="store_false", help="keep JPEGs' own bytes")
     parser.add_argument("--strip", action="store_true", help="drop EXIF, ICC profiles and comments of re-cut JPEGs")
+    parser.add_argument(
+        "--background", type=_colour, metavar="R,G,B", help="lay transparent images on a colour, 255,255,255 say"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     _json(parser)
     parser.set_defaults(run=_pack)
+
+
+def _colour(text: str) -> tuple[int, ...]:
+    return tuple(int(shade) for shade in text.split(","))
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -128,6 +137,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         "max_pixels",
         "tiles",
         "strip",
+        "background",
         "workers",
         "overwrite",
     )
@@ -167,7 +177,10 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="DB")
-    parser.add_argument("--quarantine", action="store_true", help="list what was left out while packing, and why")
+    also = parser.add_mutually_exclusive_group()
+    also.add_argument("--quarantine", action="store_true", help="list what was left out while packing, and why")
+    also.add_argument("--stats", action="store_true", help="also read all images: mean and std, samples of each class")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads for --stats (default: all usable cores)")
     _json(parser)
     parser.set_defaults(run=_info)
 
@@ -183,6 +196,8 @@ def _info(arguments: argparse.Namespace) -> int:
             print(f"{_visible(entry['name'])}\t{_visible(entry['reason'])}")
         return 0
     facts = info(arguments.store)
+    if arguments.stats:
+        facts["stats"] = _statistics(arguments)
     if arguments.json:
         print(json.dumps(facts))
         return 0
@@ -197,13 +212,52 @@ def _info(arguments: argparse.Namespace) -> int:
         **({"tiles": _outcomes(facts["tiles"])} if facts["tiles"] else {}),
         **{name: _range(spread) for name, spread in facts["size"].items()},
         "digest": facts["digest"],
+        **(_figures(facts["stats"]) if arguments.stats else {}),
     }
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, _visible(str(value)))
     _print(table)
     _print(_histogram(facts["shorter_side"]))
+    if arguments.stats and facts["stats"]["class_counts"]:
+        _print(_class_table(facts["stats"]["class_counts"], facts["stats"]["counted"]))
     return 0
+
+
+def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
+    from .stats import statistics
+
+    with _progress("reading") as progress:
+        found = statistics(arguments.store, workers=arguments.workers, progress=progress)
+    if found.failures:
+        where = shlex.quote(arguments.store)
+        names = f"`fastload verify --decode {where}` names {'it' if found.failures == 1 else 'them'}"
+        _say(f"left out: {_count(found.failures, 'sample')} that can't be decoded; {names}")
+    return asdict(found)
+
+
+def _figures(stats: dict[str, Any]) -> dict[str, str]:
+    """Rows of the table; mean and std as Normalize and DevicePrefetcher take them."""
+    digits = {name: [f"{value:.4f}" for value in stats[name]] for name in ("mean", "std")}
+    return {
+        "pixels": f"{stats['pixels']} of {_count(stats['samples'], 'image')}",
+        "normalize": ", ".join(f"{name}=({', '.join(d)}{',' * (len(d) == 1)})" for name, d in digits.items()),
+        "min": str(tuple(stats["min"])),
+        "max": str(tuple(stats["max"])),
+    }
+
+
+def _class_table(counts: dict[str | int, int], counted: str) -> Table:
+    """All classes, or the most frequent and the rarest where there are many."""
+    table = Table("class", counted, box=None)
+    rows = [(str(name), str(count)) for name, count in counts.items()]
+    if len(rows) > _CLASSES_SHOWN:
+        rows.sort(key=lambda row: -int(row[1]))
+        between = f"({len(rows) - 2 * _ENDS_SHOWN} classes between; --json has them all)"
+        rows[_ENDS_SHOWN:-_ENDS_SHOWN] = [(between, "")]
+    for name, count in rows:
+        table.add_row(_visible(name), count)
+    return table
 
 
 def _outcomes(counts: dict[str, int]) -> str:

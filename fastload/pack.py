@@ -72,6 +72,7 @@ class Options:
     max_pixels: int = MAX_PIXELS
     tiles: bool = True
     strip: bool = False
+    background: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("short_side", "max_side", "max_pixels", "quality"):
@@ -89,6 +90,10 @@ class Options:
             )
         if self.quality is not None and self.encode == "raw":
             raise ValueError("a quality goes with JPEG; raw images are kept exactly")
+        if self.background is not None:
+            shades = tuple(self.background)
+            if len(shades) != 3 or not all(isinstance(shade, int) and 0 <= shade <= 255 for shade in shades):
+                raise ValueError(f"background is {self.background}; it takes red, green and blue, 0 to 255 each")
         if self.strip and not self.tiles:
             raise ValueError("strip goes with tiles: images that are not re-cut keep all of their bytes")
 
@@ -133,6 +138,7 @@ class _Facts(NamedTuple):
     is_jpeg: bool
     size: Size
     orientation: int
+    transparent: bool
 
 
 def pack(
@@ -154,6 +160,7 @@ def pack(
     max_pixels: int = MAX_PIXELS,
     tiles: bool = True,
     strip: bool = False,
+    background: tuple[int, int, int] | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -176,6 +183,8 @@ def pack(
     max_pixels: images with more pixels are left out.
     tiles: re-cut JPEGs, without loss, so that crops can be read by themselves. Every one is decoded and compared; what
         can't be re-cut is kept as it is, and `info` says why. strip: drop EXIF, ICC profiles and comments meanwhile.
+    background: the colour (red, green, blue) on which images with transparency are laid; they are stored as PNG without
+        it. By default transparency is dropped as `Image.convert("RGB")` does, and the colours behind it appear.
     workers: threads, all usable cores by default.
     overwrite: replace an existing store when the new one is complete.
     progress: called with (items done, items in all).
@@ -189,7 +198,7 @@ def pack(
     Example:
         >>> fastload.pack("images/", "db.lmdb", short_side=256)
     """
-    options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip)
+    options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip, background)
     final = _checked_destination(source, destination, overwrite)
     _check(options, workers)
     listed = open_source(
@@ -563,6 +572,7 @@ def _identify(data: bytes, options: Options) -> _Facts:
         with _opened(data) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
+            transparent = "A" in image.getbands() or "transparency" in image.info
         _check_pixels(size, options)
         if not is_jpeg:
             with _opened(data) as image:
@@ -573,7 +583,7 @@ def _identify(data: bytes, options: Options) -> _Facts:
         raise DecodeError("not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
-    return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1)
+    return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1, transparent)
 
 
 def _check_pixels(size: Size, options: Options) -> None:
@@ -625,6 +635,9 @@ def _kept_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Fi
     Also its pixels, if it is a JPEG that is to be re-cut, in a scratch buffer.
     """
     height, width = facts.size
+    if facts.transparent and options.background is not None:
+        data = _on_background(data, options.background)
+        return record.Field(record.ENCODED, data, facts.orientation, 3, record.REENCODED, width, height), None
     pixels = None
     codec = record.ENCODED
     if facts.is_jpeg and _decodes_as_rgb(data, facts.size):
@@ -633,6 +646,18 @@ def _kept_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Fi
     if codec == record.ENCODED:
         decode.decode_other(data, (height, width, 3))
     return record.Field(codec, data, facts.orientation, 3, 0, width, height), pixels
+
+
+def _on_background(data: bytes, colour: tuple[int, int, int]) -> bytes:
+    """An image with transparency laid on a colour, as PNG."""
+    try:
+        with _opened(data) as image:
+            picture = image.convert("RGBA")
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+        raise DecodeError(f"damaged: {error}") from error
+    below = Image.new("RGBA", picture.size, tuple(colour))
+    pixels = np.asarray(Image.alpha_composite(below, picture))
+    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGR))[1].tobytes()
 
 
 def _decodes_as_rgb(data: bytes, size: Size) -> bool:

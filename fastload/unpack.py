@@ -85,7 +85,7 @@ def _file(store: Store, index: int) -> tuple[bytes, str | None, str]:
             return _png(decode.pixels(image)), ".png", sample.name
         except DecodeError as error:
             raise StoreError(f"sample {index} ({sample.name}): {error}") from error
-    suffix = ".jpg" if image.flags & record.REENCODED else None
+    suffix = (".jpg" if image.codec == record.JPEG else ".png") if image.flags & record.REENCODED else None
     if store.manifest["source"] == "labelme":  # the names are those of its JSON files
         kind = Image.open(io.BytesIO(image.payload)).format
         suffix = ".jpg" if kind in (None, "JPEG", "MPO") else f".{kind.lower()}"

@@ -794,6 +794,29 @@ def test_a_flat_folder_has_labels_of_minus_one(tmp_path: Path) -> None:
     assert (store.classes, np.asarray(store.columns["label"]).tolist()) == (None, [-1, -1])
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_images_are_laid_on_a_background(tmp_path: Path, mode: str) -> None:
+    """Blended as Pillow does, on the colour asked for; others stay as they are; by default alpha is dropped."""
+    if mode == "P":
+        image = Image.fromarray(np.arange(720, dtype=np.uint8).reshape(24, 30) % 7, "P")
+        image.putpalette([10, 200, 30] * 7)
+        image.info["transparency"] = 3
+    else:
+        image = with_alpha("RGB" if mode == "RGBA" else "L")
+    folder_of(tmp_path / "in", {"a.png": saved(image, "PNG"), "b.jpg": jpeg(RGB)})
+    pack(tmp_path / "in", tmp_path / "white.lmdb", background=(255, 255, 250))
+    below = Image.new("RGBA", image.size, (255, 255, 250))
+    expected = np.asarray(Image.alpha_composite(below, image.convert("RGBA")).convert("RGB"))
+    pictures = fastload.ImageDataset(tmp_path / "white.lmdb", image_type="numpy")
+    assert np.array_equal(pictures[0][0], expected)
+    pack(tmp_path / "in", tmp_path / "plain.lmdb")
+    plain = fastload.ImageDataset(tmp_path / "plain.lmdb", image_type="numpy")
+    assert not np.array_equal(plain[0][0], expected)
+    assert np.array_equal(plain[1][0], pictures[1][0])
+    with pytest.raises(ValueError, match="background is"):
+        pack(tmp_path / "in", tmp_path / "x.lmdb", background=(1, 2))  # type: ignore[arg-type]
+
+
 def test_a_list_with_several_labels(tmp_path: Path) -> None:
     """Lines in their order, ragged labels padded, a root elsewhere, missing files in the quarantine."""
     folder_of(tmp_path / "pool", {"a.jpg": jpeg(RGB), "b.jpg": jpeg(GREY)})
