@@ -26,7 +26,7 @@ from fastload.doctor import usable_cores
 from fastload.errors import FastloadError
 from fastload.geometry import Box, Size
 from fastload.pack import Options, _LeftOut, _libraries_for_packing, _prepare
-from fastload.sources import Item
+from fastload.sources import Item, Source
 from fastload.workers import ordered_map
 
 REDUCTIONS = (1, 2, 4, 8)
@@ -120,10 +120,10 @@ def check(folders: list[Path], crops: int, seed: int, as_json: bool) -> int:
 
 def check_file(path: Path, crops: int, seed: int) -> Checked:
     """Pack a file as far as its record, and compare crops with the file's own pixels."""
-    prepared = _prepare(Item(str(path), str(path)), None, Options(), None)
+    prepared = _prepare(Item(str(path), str(path)), Source("flat", [], None, 0, []), Options(), None)
     if isinstance(prepared, _LeftOut):
         return Checked(str(path), None, prepared.reason)
-    (stored,) = record.parse(record.build([prepared.field]))
+    (stored,) = record.parse(record.build([prepared.image]))
     result = Checked(str(path), prepared.outcome, tiles.OUTCOMES[prepared.outcome])
     if prepared.outcome != tiles.RECUT:
         return result

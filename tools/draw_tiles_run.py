@@ -25,7 +25,7 @@ from PIL import Image
 from fastload import decode, jpeg, record, tiles
 from fastload.geometry import Box
 from fastload.pack import Options, _LeftOut, _prepare
-from fastload.sources import Item
+from fastload.sources import Item, Source
 
 CAT, CATS_CROP = "skimage/data/chelsea.png", Box(206, 102, 158, 162)
 
@@ -63,17 +63,17 @@ def draw(image: Path | None, crop: list[int] | None, out: Path) -> int:
     """Draw the picture for an image, the cat by default; returns the exit status."""
     with tempfile.TemporaryDirectory() as temporary:
         path = image or get_cat(Path(temporary))
-        prepared = _prepare(Item(path.name, str(path)), None, Options(encode="jpeg"), None)
+        prepared = _prepare(Item(path.name, str(path)), Source("flat", [], None, 0, []), Options(encode="jpeg"), None)
     if isinstance(prepared, _LeftOut) or prepared.outcome != tiles.RECUT:
         reason = prepared.reason if isinstance(prepared, _LeftOut) else tiles.OUTCOMES[prepared.outcome]
         print(f"tools/draw_tiles: {path} has no tiles: {reason}; try another image", file=sys.stderr)
         return 2
-    size = prepared.field.height, prepared.field.width
+    size = prepared.image.height, prepared.image.width
     box = Box(*crop) if crop else CATS_CROP if image is None else right_of_the_middle(*size)
     if not box.inside(size):
         print(f"tools/draw_tiles: the crop {tuple(box)} is not inside {size[1]} x {size[0]} pixels", file=sys.stderr)
         return 2
-    reading = read(prepared.field, box)
+    reading = read(prepared.image, box)
     if reading is None:
         print("tools/draw_tiles: this crop takes all tiles; give a smaller one with --crop", file=sys.stderr)
         return 2
