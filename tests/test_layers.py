@@ -16,7 +16,7 @@ import fastload
 LAYERS = (
     "errors geometry order record",
     "anonymous_memory batch buffers jpeg tiles huffman huffman_writer recut blocks masks store store_writer sources "
-    "labelme small_images label_lists splits workers transforms cache failures worker_info",
+    "labelme pickles small_images label_lists splits workers transforms cache failures worker_info",
     "decode show pictures",
     "pack",
     "dataset sampler",

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastload import small_images
+from fastload import pickles
 from fastload.errors import SourceError
 from fastload.small_images import SmallImages, looks_like_cifar, looks_like_mnist, read_cifar, read_mnist
 
@@ -725,7 +725,7 @@ def test_only_the_names_of_arrays_are_known(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "opcode",
-    [o for o in pickletools.opcodes if o.name not in small_images._NEEDED],
+    [o for o in pickletools.opcodes if o.name not in pickles.NEEDED],
     ids=lambda o: o.name,
 )
 def test_every_opcode_that_no_batch_needs_is_refused(tmp_path: Path, opcode: Any) -> None:
@@ -741,9 +741,9 @@ def test_every_opcode_that_no_batch_needs_is_refused(tmp_path: Path, opcode: Any
 def test_the_opcodes_that_are_left_call_nothing() -> None:
     """Of those that build objects the tables have the three that an array takes, and these make no call."""
     dangerous = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER"}
-    assert {opcode.name for opcode in pickletools.opcodes} >= small_images._NEEDED
-    assert {"GLOBAL", "REDUCE", "BUILD"} <= small_images._NEEDED
-    assert dangerous & small_images._NEEDED == set()
+    assert {opcode.name for opcode in pickletools.opcodes} >= pickles.NEEDED
+    assert {"GLOBAL", "REDUCE", "BUILD"} <= pickles.NEEDED
+    assert dangerous & pickles.NEEDED == set()
 
 
 LIST_OF_LISTS = b"".join(b"(" + b"h%c" % n * 10 + b"lq%c" % (n + 1) for n in range(40))
@@ -950,4 +950,4 @@ plain = st.recursive(
 def test_plain_values_are_what_pythons_unpickler_makes(value: object, protocol: int) -> None:
     """Numbers, text, lists, tuples and dicts come out as they went in, whatever the protocol and what they share."""
     data = pickle.dumps([value, value], protocol)
-    assert small_images._described(data) == OnlyData(io.BytesIO(data)).load() == [value, value]
+    assert pickles.described(data) == OnlyData(io.BytesIO(data)).load() == [value, value]
