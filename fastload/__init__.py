@@ -1,7 +1,8 @@
 """An image data loader for PyTorch that keeps the accelerator fed. README.md is the tour, `errors` the errors."""
 
-from . import errors, transforms
+from . import errors, pictures, transforms
 from .batch import Batch, collate
+from .buckets import BucketSampler
 from .cache import ImageCache
 from .dataset import ImageDataset
 from .errors import FastloadError
@@ -17,6 +18,7 @@ from .store import Record, Store
 
 __all__ = [
     "Batch",
+    "BucketSampler",
     "DataLoader",
     "DevicePrefetcher",
     "FastloadError",
@@ -34,6 +36,7 @@ __all__ = [
     "make_loader",
     "pack",
     "pack_splits",
+    "pictures",
     "statistics",
     "transforms",
 ]

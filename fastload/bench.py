@@ -110,7 +110,7 @@ class _Trainer:
         images, labels = batch
         started = time.perf_counter()
         if self._model is None:
-            self._model = _network(self._classes).to(images.device)
+            self._model = _network(self._classes, images.shape[1]).to(images.device)
             self._optimizer = torch.optim.SGD(self._model.parameters(), lr=0.01)
         logits = self._model(images.float().div_(255))
         loss = torch.nn.functional.cross_entropy(logits, labels.view(len(labels), -1)[:, 0].clamp_min(0))
@@ -122,10 +122,10 @@ class _Trainer:
         return time.perf_counter() - started
 
 
-def _network(classes: int) -> torch.nn.Module:
+def _network(classes: int, channels: int) -> torch.nn.Module:
     nn = torch.nn
     return nn.Sequential(
-        nn.Conv2d(3, 16, 7, stride=4, padding=3),
+        nn.Conv2d(channels, 16, 7, stride=4, padding=3),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
         nn.ReLU(),

@@ -34,6 +34,7 @@ Progress = Callable[[int, int], None]
 
 _WRONG_INPUT = (SourceError, StoreFormatError, FileNotFoundError, FileExistsError, NotADirectoryError, ValueError)
 _PLAIN_SECONDS = 5.0
+_MOST_INDICES = 1_000_000
 _CLASSES_SHOWN = 50
 _ENDS_SHOWN = 10
 
@@ -163,10 +164,10 @@ def _pack(arguments: argparse.Namespace) -> int:
     for part, report in reports.items():
         store = f"{stem}-{part}{suffix}" if part else arguments.destination
         if not arguments.json:
-            rate = report.samples / report.seconds
+            rate = f" ({report.samples / report.seconds:.0f} images/s)" if report.seconds else ", from before"
             print(
                 f"{store}: {_count(report.samples, 'sample')}, {_count(report.classes, 'class', 'es')}, "
-                f"{_bytes(report.bytes)}, {report.seconds:.1f} s ({rate:.0f} images/s)"
+                f"{_bytes(report.bytes)}, {report.seconds:.1f} s{rate}"
             )
         if report.quarantined:
             left_out += report.quarantined
@@ -317,6 +318,8 @@ def _show(arguments: argparse.Namespace) -> int:
     folder = os.path.dirname(os.path.abspath(arguments.output))
     if not os.path.isdir(folder):
         raise ValueError(f"the folder {folder} does not exist; make it first")
+    if os.path.splitext(arguments.output)[1].lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{arguments.output} is no name of a picture; end it in .png")
     found = find(arguments.store, arguments.index, of_class=arguments.of_class, damaged=arguments.failures)
     chosen = found[: max(0, arguments.count)]
     if not chosen:
@@ -329,8 +332,14 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _indices(text: str) -> list[int]:
     """`0,5,10-19` as a list."""
-    ranges = [part.partition("-") for part in text.split(",")]
-    return [i for low, dash, high in ranges for i in range(int(low), int(high if dash else low) + 1)]
+    parts = [part.partition("-") for part in text.split(",")]
+    try:
+        ranges = [range(int(low), int(high if dash else low) + 1) for low, dash, high in parts]
+    except ValueError:
+        ranges = []
+    if not all(ranges) or not 0 < sum(map(len, ranges)) <= _MOST_INDICES:
+        raise argparse.ArgumentTypeError(f"{text!r} names no samples, or too many; write 0,5,10-19")
+    return [index for numbers in ranges for index in numbers]
 
 
 def _add_unpack(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ import functools
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -33,7 +34,7 @@ from .buffers import BatchBuffers
 from .cache import ImageCache
 from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
-from .geometry import Box, Plan, Size, upright_size
+from .geometry import REDUCTIONS, Box, Plan, Size, upright_size
 from .jpeg import Pixels
 from .order import Drawn, SampleRandom, mix64
 from .store import Column, Store
@@ -52,6 +53,8 @@ IGNORE_LABEL = -100
 _SKIP_TRIES = 100
 _GATHER_BYTES = 4 << 20
 _PART = 8
+_DTYPES = (torch.uint8, torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What `read` gives."""
 
 
 class ImageDataset(Dataset[Any]):
@@ -59,7 +62,8 @@ class ImageDataset(Dataset[Any]):
 
     path: the store, as made by `fastload pack`.
     transform: fastload's transforms, decided before decoding, or any callable on the decoded picture, or a
-        `fastload.transforms.Compose` of both.
+        `fastload.transforms.Compose` of both. A callable gets the picture alone: what moves pixels, and so a mask, has
+        to be fastload's.
     target_transform: a callable on the label, or on the mask of an (image, mask).
     image_type: what callables get and the dataset returns: "tensor" (uint8, 3 x height x width, RGB, channels-last in
         memory), "numpy" (uint8, height x width x 3) or "pil".
@@ -121,6 +125,12 @@ class ImageDataset(Dataset[Any]):
         self.image_type: ImageType = image_type
         if image_type != "tensor" and any(isinstance(t, Normalize) for t in self.transform.rest):
             raise ValueError(f"Normalize works on tensors, image_type is {image_type!r}; leave one of them out")
+        moving = [t for t in self.transform.rest if type(t).__module__.startswith("torchvision.") and _moves(t)]
+        if moving and self.store.masks:
+            raise ValueError(
+                f"{moving[0]} would move the image and leave its mask; fastload.transforms move both, so use its "
+                "RandomCrop, RandomResizedCrop, RandomScale, Resize, CenterCrop and RandomHorizontalFlip"
+            )
         self.cache = cache if cache is None or isinstance(cache, ImageCache) else ImageCache(cache)
         self.on_error: OnError = on_error
         self.scaled_decode = scaled_decode
@@ -160,10 +170,11 @@ class ImageDataset(Dataset[Any]):
     def fingerprint(self) -> str:
         """What tells this dataset's data and randomness from another's: 16 hexadecimal digits.
 
-        Of the number of samples, the classes, the seed, and the sizes and labels of 1,024 samples all over the store.
+        Of the number of samples, classes and seed, and the sizes, labels and masks of 1,024 samples all over the store.
         """
         rows = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(np.int64)
-        columns = [self.store.columns[name].gather(rows).tobytes() for name in ("size", "label")]
+        names = ["size", "label", *(f"{mask}_checksum" for mask in self.store.masks)]
+        columns = [self.store.columns[name].gather(rows).tobytes() for name in names]
         known = repr((len(self), self.classes, self.seed)).encode()
         return f"{record.checksum(known + b''.join(columns)):016x}"
 
@@ -178,29 +189,64 @@ class ImageDataset(Dataset[Any]):
             raise ValueError(f"epoch is {epoch}; it counts from 0")
         self._epoch[0] = epoch
 
-    def read(self, index: int, region: tuple[int, int, int, int] | None = None) -> torch.Tensor:
-        """The upright image of a sample, or a region of it, no transform applied: uint8 (3, height, width).
+    def read(
+        self,
+        index: int,
+        region: Sequence[int] | None = None,
+        *,
+        reduce: int = 1,
+        gray: bool = False,
+        dtype: torch.dtype = torch.uint8,
+    ) -> torch.Tensor:
+        """The upright image of a sample, or a region of it, no transform applied: (channels, height, width).
 
-        Of a tiled JPEG only the region's tiles are read and decoded.
+        Of a tiled JPEG only the region's tiles are read and decoded. Channels are 3 (RGB), or 1 if the image is grey
+        and stored raw.
 
-        region: (x, y, width, height) in pixels of the upright image.
+        region: (x, y, width, height) in pixels of the upright image at full size, whatever `reduce` says.
+        reduce: 2, 4 or 8 for a half, a quarter or an eighth of the size, rounded up. JPEGs are decoded at that size;
+            of other images, and where a side has up to 8 pixels, squares of pixels are averaged. A region is rounded
+            outward to whole pixels of the smaller image: `read(i, (x, y, w, h), reduce=r)` is `read(i, reduce=r)` from
+            x // r and y // r up to (x + w) / r and (y + h) / r, rounded up. (Where EXIF mirrors a JPEG's side that is
+            no multiple of r, its smaller pixels begin up to r - 1 pixels further left or higher.)
+        gray: one channel, luma (ITU-R 601). Of a JPEG it is the one that it stores, decoded without the colours: what
+            OpenCV and Pillow's `draft` give. That is within 1 level of the luma of its RGB pixels, and further from it
+            where these are clipped, being beyond 0 or 255.
+        dtype: torch.float32, float64, float16 or bfloat16 give values from 0 to 1.
 
         Raises:
-            ValueError: the region is empty or not inside the image.
-            DecodeError: the image is damaged, whatever `on_error` says.
+            ValueError: the region is empty or not inside the image; reduce or dtype is none of these.
+            DecodeError, ChecksumError: the image is damaged, whatever `on_error` says.
+
+        Example:
+            >>> corner = dataset.read(0, (0, 0, 512, 512), reduce=4, gray=True)  # uint8, 1 x 128 x 128
         """
+        if reduce not in (1, *REDUCTIONS):
+            raise ValueError(f"reduce is {reduce!r}; it may be 1, 2, 4 or 8")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; it may be {', '.join(map(str, _DTYPES))}")
         index = range(len(self))[operator.index(index)]
         size = self._sizes(np.array([index]))[0]
-        plan = Plan.whole(size)
-        if region is not None:
-            box = Box(*region)
-            cropped = plan.cropped(box) if box.inside(size) else None
-            if cropped is None:
-                raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
-            plan = cropped
-        out = np.empty((*plan.output_size, self.channels), np.uint8)
-        self._draw(index, size, [plan], out)
-        return torch.from_numpy(out).permute(2, 0, 1)
+        box = Plan.whole(size).box if region is None else Box(*map(operator.index, region))
+        if not box.inside(size):
+            raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
+        if reduce == 1 and not gray:
+            out = np.empty((box.height, box.width, self.channels), np.uint8)
+            self._draw(index, size, [Plan(box, (box.height, box.width))], out)
+        else:
+            out = decode.reduced(self._stored(index, size), box, reduce, gray=gray)
+        image = torch.from_numpy(out).permute(2, 0, 1)
+        return image if dtype == torch.uint8 else image.to(dtype).div_(255)
+
+    def _stored(self, index: int, size: Size) -> Pixels | record.Field:
+        """Sample `index`, an image of `size`, out of the store, not the cache: pixels must not depend on what it holds.
+
+        Scaled by the DCT, or by luma alone, a JPEG has others than its RGB pixels at full size would give.
+        """
+        column = self.store.columns.get("image")
+        if column is not None:
+            return column.view(index)
+        return self._image_field(record.parse(self.store.view(index))[0], size)
 
     def show(self, indices: Sequence[int] | None = None, *, columns: int = 8) -> PIL.Image.Image:
         """A contact sheet of samples, the first 32 by default; a notebook draws it where it is a cell's last value.
@@ -219,17 +265,17 @@ class ImageDataset(Dataset[Any]):
         return sheet_of(samples, self.classes, columns if len(views) == 1 else max(2, columns - columns % 2))
 
     def _view(self, transform: Compose) -> ImageDataset:
-        """This dataset with another transform, tensors, and errors instead of placeholders."""
+        """This dataset with another transform, and errors instead of placeholders."""
         view = copy.copy(self)
-        view.transform, view.target_transform, view.image_type, view.on_error = transform, None, "tensor", "raise"
+        view.transform, view.target_transform, view.on_error = transform, None, "raise"
         return view
 
     def _shown(self, index: int) -> dict[str, Any] | str:
         """A sample's fields by name, or why there are none."""
         try:
-            sample = self[index]
+            sample = self._load([operator.index(index)])[0]  # not a subclass's own way
         except DecodeError as error:
-            return str(error)
+            return str(error.__cause__ or error)  # the sample is named below
         return sample if isinstance(sample, dict) else dict(zip(self.fields, sample, strict=True))
 
     def _caption(self, index: int) -> str:
@@ -363,6 +409,8 @@ class ImageDataset(Dataset[Any]):
         orientation = image.orientation if isinstance(image, record.Field) else 1
         decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
         first = int(column is None)
+        if masks_out and len(fields) < first + len(masks_out):
+            raise StoreError(f"the record has {len(fields)} fields, too few for {', '.join(self.store.masks)}")
         for field, fill, mask in zip(fields[first:], self.store.masks.values(), masks_out, strict=False):
             masks.render(field, size, plans, mask, fill)
 
@@ -413,6 +461,7 @@ class Reading:
             self._tensor is not None
             and dataset.image_type == "tensor"
             and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
+            and not (self._masks and dataset.target_transform is not None)
         )
         self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
         self._finished_masks: list[list[Any]] = [[None] * len(self._pictures) for _ in self._masks]
@@ -525,6 +574,14 @@ class Reading:
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"
         )
+
+
+_MOVING = re.compile(r"Crop|Resize|Flip|Rotation|Affine|Perspective|Elastic|Pad|Zoom|ScaleJitter|ShortestSize")
+
+
+def _moves(transform: object) -> bool:
+    """Whether a transform of torchvision's moves pixels, by its name."""
+    return _MOVING.search(type(transform).__name__) is not None
 
 
 def _limit(max_failures: int | float | None, count: int) -> int | None:

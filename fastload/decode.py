@@ -4,7 +4,8 @@
 and mirror it in one pass, resize, cut the window. What is read is decided by `geometry.read_for`; of a tiled JPEG only
 the tiles that it takes are decoded, at a half, a quarter or an eighth of their size where that is enough. `pixels`
 gives a whole image as it is stored: RGB, uint8, height x width x 3, not yet upright. All write to scratch buffers of
-the thread or straight to their destination, a picture's slot in the batch.
+the thread or straight to their destination, a picture's slot in the batch. `reduced` is for single images: a region,
+smaller or grey, in memory of its own.
 
 The resize is torch's own uint8 kernel (antialiased bilinear, the one behind torchvision's tensors), which runs on
 channels-last memory without the GIL: a third of Pillow's time for pixels within 1 level of it. It takes no offset,
@@ -22,7 +23,7 @@ import torch
 from . import jpeg, record, tiles
 from .buffers import scratch
 from .errors import DecodeError
-from .geometry import Box, Plan, Size, read_for, upright_size
+from .geometry import Box, Plan, Size, read_for, reduced_box, stored_box, upright_size
 from .jpeg import Pixels
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -47,32 +48,81 @@ def pixels(field: record.Field, *, keep: bool = False) -> Pixels:
     return _decode_jpeg(field.payload, (field.height, field.width), keep=keep)
 
 
-def _decode_jpeg(data: bytes | memoryview, size: Size, reduction: int = 1, *, keep: bool = False) -> Pixels:
+def _decode_jpeg(
+    data: bytes | memoryview, size: Size, reduction: int = 1, *, keep: bool = False, channels: int = 3
+) -> Pixels:
     height, width = -(-size[0] // reduction), -(-size[1] // reduction)
     try:
-        out = np.empty(height * width * 3, np.uint8) if keep else scratch("decode", height * width * 3)
+        out = np.empty(height * width * channels, np.uint8) if keep else scratch("decode", height * width * channels)
     except (MemoryError, ValueError) as error:
         raise DecodeError(f"there is no memory for {width} x {height} pixels") from error
-    out = out.reshape(height, width, 3)
+    out = out.reshape(height, width, channels)
     jpeg.decode(data, out, reduction)
     return out
 
 
-def region(field: record.Field, box: Box, reduction: int = 1) -> Pixels:
+def region(field: record.Field, box: Box, reduction: int = 1, *, channels: int = 3) -> Pixels:
     """Decode a rectangle of a stored image at 1 / reduction of its size, and check the checksums of what that reads.
 
-    box: in pixels at that size.
+    box: in pixels at that size. channels: of a JPEG, 3 for RGB or 1 for its luma.
     """
     if field.tiles:
         wanted = Box(*(length * reduction for length in box))
         small = tiles.splice(field, wanted)
         if small is not None:
-            image = _decode_jpeg(small.data, small.size, reduction)
+            image = _decode_jpeg(small.data, small.size, reduction, channels=channels)
             return _crop(image, box._replace(x=small.x // reduction, y=small.y // reduction))
     field.verify()
     if field.codec == record.JPEG:
-        return _crop(_decode_jpeg(field.payload, (field.height, field.width), reduction), box)
+        return _crop(_decode_jpeg(field.payload, (field.height, field.width), reduction, channels=channels), box)
     return _crop(pixels(field), box)
+
+
+def reduced(image: Pixels | record.Field, box: Box, reduction: int, *, gray: bool) -> Pixels:
+    """A region of an image at 1 / reduction of its size, upright: uint8 (height, width, 3, or 1 for grey).
+
+    image: a stored image, whose checksums are then checked, or upright pixels. box: in full-size pixels of the upright
+    image; what comes out are all smaller pixels in which it lies. reduction: 1, 2, 4 or 8. gray: luma (ITU-R 601), of
+    a JPEG the one that it stores.
+
+    JPEGs are reduced by DCT scaling. The squares that it makes pixels of are counted from the stored image's corner.
+    Other images, and JPEGs with a side of up to 8 pixels (see `read_for`), are averaged in squares from the upright
+    one's.
+
+    Raises:
+        ChecksumError, DecodeError: the image is damaged.
+    """
+    if isinstance(image, record.Field):
+        orientation, height, width = image.orientation, image.height, image.width
+        scaled = image.codec == record.JPEG and min(height, width) > 8
+    else:
+        orientation, (height, width), scaled = 1, image.shape[:2], False
+    scale = reduction if scaled else 1
+    size = upright_size((-(-height // scale), -(-width // scale)), orientation)
+    box = reduced_box(box, reduction)
+    if not scaled:
+        x, y, w, h = (length * reduction for length in box)
+        box = Box(x, y, min(w, size[1] - x), min(h, size[0] - y))
+    stored = stored_box(box, orientation, size)
+    if isinstance(image, record.Field):
+        crop = region(image, stored, scale, channels=1 if gray else 3)
+    else:
+        crop = _crop(image, stored)
+    if gray and crop.shape[2] == 3:
+        colours, crop = crop, np.empty((*crop.shape[:2], 1), np.uint8)
+        cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY, crop)
+    out = np.empty((box.height, box.width, crop.shape[2]), np.uint8)
+    _turn(crop, orientation, out)
+    return out if scaled or reduction == 1 else _averaged(out, reduction)
+
+
+def _averaged(image: Pixels, reduction: int) -> Pixels:
+    """The means of squares of pixels; at the right and below of what is left of them."""
+    from PIL import Image
+
+    height, width, channels = image.shape
+    small = Image.fromarray(image if channels == 3 else image[..., 0]).reduce(reduction)
+    return np.array(small).reshape(-(-height // reduction), -(-width // reduction), channels)
 
 
 def tiles_show(field: record.Field, pixels: Pixels) -> bool:

@@ -122,6 +122,13 @@ Scales = tuple[float | None, float | None]
 """Output / input of a resize along height and width; None where the two lengths say it."""
 
 
+def reduced_box(box: Box, reduction: int) -> Box:
+    """The pixels of an image at 1 / reduction of its size in which those of a box lie, at its edges in part."""
+    x, y = box.x // reduction, box.y // reduction
+    below, right = box.ends
+    return Box(x, y, -(-right // reduction) - x, -(-below // reduction) - y)
+
+
 class Read(NamedTuple):
     """What a decoder has to do for a plan.
 

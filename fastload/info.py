@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import blocks
+from .errors import FastloadError
 from .store import Store
 from .verify import verify
 
@@ -87,7 +88,10 @@ def find(
 
 def _shows(store: Store, index: int, label: int) -> bool:
     if "mask" in store.masks:
-        return bool((blocks.read(store[index]["mask"]) == label).any())
+        try:
+            return bool((blocks.read(store[index]["mask"]) == label).any())
+        except FastloadError:
+            return False  # nobody knows what a damaged mask shows
     return bool((store.columns["label"].view(index) == label).any())
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from .errors import DecodeError
 
 Pixels = npt.NDArray[np.uint8]
-"""uint8, height x width x 3, RGB."""
+"""uint8, height x width x 3, RGB; x 1 where it says grey."""
 
 
 class Header(NamedTuple):
@@ -35,7 +35,7 @@ class Backend(Protocol):
     """What a JPEG library has to do for us."""
 
     def decode(self, data: bytes | memoryview, out: Pixels, reduction: int) -> None:
-        """Decode to RGB into `out`, an array of the picture's exact shape; ValueError or OSError if that fails."""
+        """Decode into `out`, of the picture's exact shape and 3 or 1 channels; ValueError or OSError if that fails."""
 
 
 class _SimpleJpeg:
@@ -47,7 +47,7 @@ class _SimpleJpeg:
     def decode(self, data: bytes | memoryview, out: Pixels, reduction: int) -> None:
         # Without a smallest height and width it does not scale.
         least = out.shape[:2] if reduction > 1 else (0, 0)
-        decoded = self._decode(data, "RGB", False, False, *least, reduction, out)
+        decoded = self._decode(data, "RGB" if out.shape[2] == 3 else "GRAY", False, False, *least, reduction, out)
         if decoded.shape != out.shape:
             raise ValueError(f"the JPEG holds {decoded.shape[:2]} pixels, {out.shape[:2]} were expected")
 
@@ -75,11 +75,12 @@ class _TurboJpeg:
                 "where it is libjpeg-turbo 2, "
                 "or unset FASTLOAD_JPEG_BACKEND"
             ) from error
-        self._rgb = turbojpeg.TJPF_RGB
+        self._formats = {3: turbojpeg.TJPF_RGB, 1: turbojpeg.TJPF_GRAY}
 
     def decode(self, data: bytes | memoryview, out: Pixels, reduction: int) -> None:
         scale = (1, reduction) if reduction > 1 else None
-        if self._library.decode(data, pixel_format=self._rgb, scaling_factor=scale, dst=out) is not out:
+        pixel_format = self._formats[out.shape[2]]
+        if self._library.decode(data, pixel_format=pixel_format, scaling_factor=scale, dst=out) is not out:
             raise ValueError(f"the JPEG does not hold the {out.shape[:2]} pixels that were expected")
 
 
@@ -101,10 +102,10 @@ def backend() -> Backend:
 
 
 def decode(data: bytes | memoryview, out: Pixels, reduction: int = 1) -> None:
-    """Decode a JPEG to RGB, at full size or, by DCT scaling, at 1/2, 1/4 or 1/8 of it.
+    """Decode a JPEG to RGB or to its luma, at full size or, by DCT scaling, at 1/2, 1/4 or 1/8 of it.
 
     data: the whole file. reduction: 1, 2, 4 or 8. out: C-contiguous uint8 array of the exact shape that comes out,
-    (height, width, 3), both sides divided by `reduction` and rounded up.
+    (height, width, 3 or, for luma, 1), both sides divided by `reduction` and rounded up.
 
     Raises:
         DecodeError: the bytes are damaged, or hold a picture of another size.

@@ -486,7 +486,8 @@ def _without_repetitions(entries: list[Entry], classes: list[str] | None) -> tup
         return entries, []
     lines = [f"line {entries[place].line} repeats line {entries[first].line}" for place, first in repeated.items()]
     note = (
-        f"{len(lines)} lines repeat earlier ones and are left out: {', '.join(lines[:5])}{', ...' * (len(lines) > 5)}"
+        f"{len(lines)} line{'s repeat earlier ones and are' if len(lines) > 1 else ' repeats an earlier one and is'} "
+        f"left out: {', '.join(lines[:5])}{', ...' * (len(lines) > 5)}"
     )
     return [entry for place, entry in enumerate(entries) if place not in repeated], [note]
 

@@ -178,6 +178,15 @@ def read(
     return Annotation(image, size, *_masks(shapes, values[IGNORE], size))
 
 
+def image_path(path: str, root: str) -> str:
+    """The image file that an annotation file names, if there is one that may be read; else the annotation file."""
+    try:
+        image = _image(_content(path), path, root)
+    except SourceError:
+        return path
+    return image if isinstance(image, str) else path
+
+
 def _text(path: str | os.PathLike[str]) -> str:
     try:
         status = os.stat(path)

@@ -17,6 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Sampler, S
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .batch import collate
+from .buckets import BucketSampler
 from .dataset import ImageDataset
 from .iterators import CollateWithState, SingleIterator, View
 from .orders import State, datasets_below, reads_whole_batches, same
@@ -162,10 +163,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
     def _is_accelerate_prepared(self) -> bool:
         """Whether Accelerate's `prepare` is to hand this loader back as it is.
 
-        It deals every loader's batches out to its processes, and would deal a second time what a `ShuffleSampler` has
-        dealt out, so that each process saw a share of its share.
+        It deals every loader's batches out to its processes, and would deal a second time what a `ShuffleSampler` or a
+        `BucketSampler` has dealt out, so that each process saw a share of its share.
         """
-        return isinstance(self.sampler, ShuffleSampler) and self.sampler.num_replicas > 1
+        samplers: tuple[Any, ...] = (self.batch_sampler, self.sampler)
+        return any(isinstance(s, BucketSampler | ShuffleSampler) and s.num_replicas > 1 for s in samplers)
 
     @_is_accelerate_prepared.setter
     def _is_accelerate_prepared(self, prepared: bool) -> None:

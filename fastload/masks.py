@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from . import blocks
 from .blocks import Values
@@ -49,8 +49,10 @@ def decode(data: bytes, max_pixels: int) -> Values:
             values = np.array(image) // _scale(data)
     except DecodeError:
         raise
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"the mask is no image, or none of {', '.join(_FORMATS[:-1])}") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
-        raise DecodeError(f"the mask is damaged or no image: {error}") from error
+        raise DecodeError(f"the mask is damaged: {error}") from error
     return narrowed(values)
 
 

@@ -241,9 +241,9 @@ def pack_splits(
     Example:
         >>> fastload.pack_splits("images/", "db.lmdb", {"train": 0.9, "val": 0.1}, short_side=256)
     """
-    shares = splits.parse_shares(shares) if isinstance(shares, str) else dict(shares)
+    shares = splits.parse_shares(shares) if isinstance(shares, str) else splits.checked_shares(shares)
     stem, suffix = os.path.splitext(os.fspath(destination))
-    finals = {name: _checked_destination(source, f"{stem}-{name}{suffix}", overwrite) for name in shares}
+    finals = {name: _checked_destination(source, f"{stem}-{name}{suffix}", True) for name in shares}
     own = {field.name for field in fields(Options)}
     chosen = Options(**{name: value for name, value in options.items() if name in own})
     _check(chosen, workers)
@@ -253,15 +253,36 @@ def pack_splits(
         ignore=[file for final in finals.values() for file in _files_of(final)],
     )
     classes = [item.labels[0] if len(item.labels) == 1 and not listed.real else None for item in listed.items]
-    files = [item.sample if item.sample is not None else os.path.realpath(item.path) for item in listed.items]
-    parts = splits.split(classes, files, shares, seed=seed, stratify=stratify)
-    reports = {}
+    images = [listed.image_of(item) for item in listed.items]
+    parts = splits.split(classes, images, shares, seed=seed, stratify=stratify)
     for name, indices in parts.items():
         if not len(indices):
-            raise SourceError(f"no sample is left for {name!r}, {shares[name]:g} of {len(files)}; leave that part out")
-        part = listed._replace(items=[listed.items[index] for index in indices.tolist()])
-        reports[name] = _pack(part, finals[name], chosen, workers, progress)
-    return reports
+            raise SourceError(f"no sample is left for {name!r}, {shares[name]:g} of {len(images)}; leave that part out")
+    sources = {
+        name: listed._replace(items=[listed.items[index] for index in indices.tolist()])
+        for name, indices in parts.items()
+    }
+    done = {name for name, part in sources.items() if not overwrite and _is_packed(part, finals[name], chosen)}
+    for name in sources.keys() - done:
+        _checked_destination(source, finals[name], overwrite)
+    return {
+        name: _report(part, finals[name]) if name in done else _pack(part, finals[name], chosen, workers, progress)
+        for name, part in sources.items()
+    }
+
+
+def _is_packed(source: Source, final: str, options: Options) -> bool:
+    """Whether a store is there already, of this very source and these options: an interrupted run made it."""
+    try:
+        return Store(final).manifest.get("packed") == _fingerprint(source, options)
+    except (OSError, FastloadError):
+        return False
+
+
+def _fingerprint(source: Source, options: Options) -> str:
+    """What tells a source and how it is packed from others."""
+    known = json.dumps([source.digest(), asdict(options), version("fastload")])
+    return f"{record.checksum(known.encode()):016x}"
 
 
 def _pack(
@@ -277,13 +298,17 @@ def _pack(
     created = _creation_time()
     with _only_pack(final), _libraries_for_packing():
         _write(listed, final, options, created, workers or usable_cores(), progress)
+    return _report(listed, final, time.perf_counter() - started)
+
+
+def _report(listed: Source, final: str, seconds: float = 0.0) -> PackReport:
     store = Store(final)
     return PackReport(
         samples=len(store),
         classes=_count_classes(store),
         quarantined=store.manifest["quarantined"],
         bytes=os.path.getsize(final),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         notes=tuple(listed.notes),
     )
 
@@ -373,6 +398,7 @@ def _write(
     threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    fingerprint = _fingerprint(source, options)
     if options.encode == "keep" and options.quality is None:
         options = replace(options, encode=source.encode)
     fixed = _common_shape(source, options, threads) if options.encode == "raw" else None
@@ -389,9 +415,8 @@ def _write(
     }
     if fixed is not None:
         columns["image"] = ColumnSpec.of("|u1", fixed)
-    fingerprint = json.dumps([source.digest(), asdict(options), fixed, version("fastload")])
     total = len(source.items)
-    with StoreWriter(final, columns, fingerprint) as writer:
+    with StoreWriter(final, columns, f"{fingerprint} {fixed}") as writer:
         prepared = ordered_map(
             lambda item: _prepare(item, source, options, fixed),
             source.items[writer.done :],
@@ -414,7 +439,7 @@ def _write(
             raise SourceError(
                 f"none of the {total} files could be packed; the first is {first['name']!r}: {first['reason']}"
             )
-        writer.finish(_manifest(source, options, fixed, created))
+        writer.finish({**_manifest(source, options, fixed, created), "packed": fingerprint})
 
 
 def _add(writer: StoreWriter, prepared: _Prepared, columns: dict[str, ColumnSpec], source: Source) -> None:

@@ -7,6 +7,7 @@ Each class has the colour that PASCAL VOC gives its number, in every picture. A 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,13 @@ def contact_sheet(
 
     images: uint8 (3, height, width) tensors, or PIL images. captions: one for each, cut to the cell's width.
     legend: colours and what they mean, below the grid.
+
+    Raises:
+        ValueError: there are no images.
     """
+    if not images:
+        raise ValueError("there are no images to draw; name at least one")
+    legend = [(colour, _visible(text)) for colour, text in legend]
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
     width, height = columns * (_CELL + _GAP) + _GAP, rows * (_CELL + _TEXT + _GAP) + _GAP
@@ -67,6 +74,11 @@ def _fitted(picture: Image.Image) -> Image.Image:
     return picture
 
 
+def _visible(text: str) -> str:
+    """Text that is one line: control characters and the like are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _legend_places(texts: Sequence[str], width: int, font: Any) -> list[tuple[int, int]]:
     """Where each entry of a legend begins, from left to right in as many lines as it takes."""
     places, x, y = [], _GAP, 0
@@ -81,8 +93,10 @@ def _legend_places(texts: Sequence[str], width: int, font: Any) -> list[tuple[in
 
 def _fitting(caption: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
     """The caption, or as much of it as is no wider than a cell, with an ellipsis."""
-    if draw.textlength(caption, font) <= _CELL:
+    caption = _visible(caption)
+    if len(caption) <= _CELL and draw.textlength(caption, font) <= _CELL:
         return caption
+    caption = caption[:_CELL]  # measuring takes its time, and no letter is narrower than a pixel
     return next(
         short for end in range(len(caption) - 1, -1, -1) if draw.textlength(short := caption[:end] + "…", font) <= _CELL
     )
@@ -126,15 +140,18 @@ def sheet_of(
 ) -> Image.Image:
     """A contact sheet of samples: a caption for each, and its fields by name, or why it can't be shown.
 
-    Of the fields, image is drawn, and mask and instances over it. What can't be shown is crossed out.
+    Of the fields, image is drawn, and mask and instances over it: tensors, arrays or PIL images. What can't be shown is
+    crossed out, and the reason written there.
+
+    Raises:
+        ValueError: there are no samples, or an image is no picture: not of 1 or 3 channels.
     """
     pictures, captions, values = [], [], set[int]()
     for caption, fields in samples:
         if isinstance(fields, str):
-            pictures.append(_crossed_out())
-            captions.append(f"{caption} {fields}")
-            continue
-        picture, shown = _drawn(fields)
+            picture, shown = _crossed_out(fields), set[int]()
+        else:
+            picture, shown = _drawn(fields)
         pictures.append(picture)
         captions.append(caption)
         values |= shown
@@ -143,17 +160,39 @@ def sheet_of(
 
 def _drawn(fields: dict[str, Any]) -> tuple[Image.Image, set[int]]:
     """A sample's picture with all that belongs over it, and the values of its mask."""
-    image = fields["image"]
-    if image.is_floating_point():
-        low, high = image.amin(), image.amax()
-        image = ((image - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
+    image = _as_bytes(fields["image"])
+    picture = _fitted(_as_image(image))
     if "mask" not in fields:
-        return _as_image(image), set()
-    mask, instances = fields["mask"], fields.get("instances")
-    step = max(1, max(mask.shape) // (2 * _CELL))  # outlines are to be seen after the picture is made smaller
-    image, mask = image[:, ::step, ::step], mask[::step, ::step]
-    picture = overlay(image, mask, instances if instances is None else instances[::step, ::step])
-    return picture, set(mask.unique().tolist())
+        return picture, set()
+    mask, instances = _as_values(fields["mask"]), _as_values(fields.get("instances"))
+    assert mask is not None
+    rows, columns = (
+        torch.arange(length) * of // length
+        for length, of in zip((picture.height, picture.width), mask.shape, strict=True)
+    )
+    fitted = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    drawn = overlay(fitted, mask[rows][:, columns], instances if instances is None else instances[rows][:, columns])
+    return drawn, set(mask.unique().tolist())
+
+
+def _as_values(mask: Any) -> torch.Tensor | None:
+    return mask if mask is None or isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+
+
+def _as_bytes(image: Any) -> torch.Tensor:
+    """Any picture as uint8 (channels, height, width); what is not of bytes fills their range from 0 to 255."""
+    tensor: torch.Tensor = image
+    if not isinstance(image, torch.Tensor):
+        tensor = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
+    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3) or not tensor.numel():
+        raise ValueError(
+            f"an image of shape {tuple(tensor.shape)} can't be drawn; it has to be (1 or 3, height, width)"
+        )
+    if tensor.dtype == torch.uint8:
+        return tensor
+    values = tensor.to(torch.float32)
+    low, high = values.amin(), values.amax()
+    return ((values - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
 
 
 def _legend(values: set[int], classes: Sequence[str] | None) -> list[tuple[Colour, str]]:
@@ -162,9 +201,13 @@ def _legend(values: set[int], classes: Sequence[str] | None) -> list[tuple[Colou
     return [(colours.get(value, class_colour(value)), names.get(value, str(value))) for value in sorted(values - {0})]
 
 
-def _crossed_out() -> Image.Image:
+def _crossed_out(reason: str) -> Image.Image:
+    """A black picture with a red cross, and the reason over it in as many lines as fit."""
     picture = Image.new("RGB", (_CELL, _CELL), "black")
     draw = ImageDraw.Draw(picture)
     for line in ((0, 0, _CELL, _CELL), (0, _CELL, _CELL, 0)):
         draw.line(line, _WRONG, width=5)
+    font = ImageFont.load_default(size=11)
+    lines = textwrap.wrap(_visible(reason), 26)[: _CELL // 14 - 1]
+    draw.multiline_text((_CELL / 2, _CELL / 2), "\n".join(lines), "white", font, "mm", align="center")
     return picture

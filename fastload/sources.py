@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from . import label_lists, labelme, small_images
+from . import label_lists, labelme, record, small_images
 from .errors import SourceError
 from .store import Store, looks_like_store
 
 Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "store"]
 
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
+_JSON_TRIED = 20  # files at a folder's top, before it is none of labelme's
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 
 
@@ -69,7 +71,8 @@ class Source(NamedTuple):
     format: what the files came from, any of `Format` but auto and store. store: the store that they are in now, if any.
     masks: the masks that come with each image, and the value of what lies outside of them. read: gives what an item
     consists of, by name: the bytes of an image file, or its pixels (height, width, channels); the bytes or values of
-    masks. real: labels are floats. encode: how the images are stored unless something else is asked for.
+    masks. real: labels are floats. encode: how the images are stored unless something else is asked for. content: a
+    checksum of what is in memory already.
     """
 
     format: str
@@ -82,12 +85,20 @@ class Source(NamedTuple):
     read: Callable[[Item], dict[str, Any]] = read_files
     real: bool = False
     encode: Literal["keep", "raw"] = "keep"
+    image_path: Callable[[Item], str] = operator.attrgetter("path")
+    content: str = ""
+
+    def image_of(self, item: Item) -> Hashable:
+        """What tells the image of an item from those of others: two items may be the same file."""
+        return item.sample if item.sample is not None else os.path.realpath(self.image_path(item))
 
     def digest(self) -> str:
         """A hash of names, labels, sizes and modification times: what tells an unchanged source from another one."""
-        digest = hashlib.blake2b(repr((self.format, self.classes)).encode("utf-8", "surrogatepass"), digest_size=16)
+        known = repr((self.format, self.classes, self.content))
+        digest = hashlib.blake2b(known.encode("utf-8", "surrogatepass"), digest_size=16)
         for item in self.items:
-            files = [_stamp(path) for path in (item.path, item.mask) if path is not None]
+            paths = {item.path: None, self.image_path(item): None, item.mask: None}
+            files = [_stamp(path) for path in paths if path is not None]
             digest.update(repr((item.name, item.labels, *files)).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
@@ -178,8 +189,7 @@ def open_source(
 
 def _has_annotation_at_top(folder: str) -> bool:
     names = (e.name for e in os.scandir(folder) if _visible(e.name) and e.name.endswith(".json") and e.is_file())
-    first = min(names, default=None)
-    return first is not None and labelme.looks_like_annotation(os.path.join(folder, first))
+    return any(labelme.looks_like_annotation(os.path.join(folder, name)) for name in sorted(names)[:_JSON_TRIED])
 
 
 def _has_image_at_top(folder: str) -> bool:
@@ -309,6 +319,8 @@ def _two_folders(path: str) -> tuple[str, str] | None:
     found = [entry for entry in found if entry.name != "instances"]  # what unpacking adds
     images = [entry.path for entry in found if entry.name.lower() in _IMAGE_FOLDERS]
     masks = [entry.path for entry in found if entry.name.lower() in _MASK_FOLDERS]
+    if any(_has_annotation_at_top(folder) for folder in masks):
+        return None
     return (images[0], masks[0]) if len(found) == 2 and len(images) == len(masks) == 1 else None
 
 
@@ -332,11 +344,17 @@ def _pair_folders(path: str) -> list[tuple[str, list[str], list[str]]]:
     return found if any(images and masks for _, images, masks in found) else []
 
 
+def _has_annotations(folder: str) -> bool:
+    """Whether there are labelme's files in a folder, or in one below it that is called as those of masks are."""
+    below = [entry.path for entry in os.scandir(folder) if entry.name.lower() in _MASK_FOLDERS and entry.is_dir()]
+    return any(_has_annotation_at_top(path) for path in (folder, *below))
+
+
 _SIGNS: dict[bool, dict[Format, Callable[[str], object]]] = {
     True: {
         "mnist": small_images.looks_like_mnist,
         "cifar": small_images.looks_like_cifar,
-        "labelme": _has_annotation_at_top,
+        "labelme": _has_annotations,
         "flat": _has_image_at_top,
         "pairs": lambda path: _two_folders(path) or _pair_folders(path),
         "folders": lambda path: True,
@@ -363,7 +381,12 @@ def _labelme(path: str, class_list: str | os.PathLike[str] | None, max_pixels: i
         return {"image": image, "mask": found.mask, "instances": found.instances}
 
     masks = {"mask": _ignored(classes), "instances": 0}
-    return Source("labelme", [Item(*file) for file in files], classes, 0, [], masks=masks, read=read)
+    return Source(
+        *("labelme", [Item(*file) for file in files], classes, 0, []),
+        masks=masks,
+        read=read,
+        image_path=lambda item: labelme.image_path(item.path, path),
+    )
 
 
 def _store(path: str) -> Source:
@@ -399,16 +422,18 @@ def _list(
 
 
 def _names_masks(listed: label_lists.LabelList, root: str) -> bool:
-    """Whether the labels of a list are files: lines of `image mask`."""
-    names = listed.classes if listed.label_count == 1 else None
-    return bool(names) and all(os.path.isfile(os.path.join(root, name)) for name in (names or [])[:100])
+    """Whether most labels of a list are files: lines of `image mask`."""
+    names = (listed.classes or [])[:100] if listed.label_count == 1 else []
+    return 2 * sum(os.path.isfile(os.path.join(root, name)) for name in names) > len(names)
 
 
 def _listed_pair(entry: label_lists.Entry, root: str, names: list[str]) -> Item:
     name, image = entry.name, os.path.join(root, entry.name)
     if entry.problem is not None or int(entry.labels[0]) < 0:
         return Item(name, image, (), entry.problem or f"line {entry.line}: there is no mask")
-    return Item(name, image, mask=os.path.join(root, names[int(entry.labels[0])]))
+    mask = os.path.join(root, names[int(entry.labels[0])])
+    missing = None if os.path.isfile(mask) else f"line {entry.line}: there is no mask {mask}"
+    return Item(name, image, (), missing, mask=mask)
 
 
 def _small_images(path: str, found: small_images.SmallImages, format: str) -> Source:
@@ -419,4 +444,5 @@ def _small_images(path: str, found: small_images.SmallImages, format: str) -> So
         assert item.sample is not None
         return {"image": found.images[item.sample]}
 
-    return Source(format, items, found.classes, 1, found.notes, read=read, encode="raw")
+    content = f"{record.checksum(found.images.data):016x}"
+    return Source(format, items, found.classes, 1, found.notes, read=read, encode="raw", content=content)

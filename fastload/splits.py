@@ -55,6 +55,21 @@ def parse_shares(text: str) -> dict[str, float]:
     return {name: float(share / total) for name, share in shares.items()}
 
 
+def checked_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """Shares that came as a dict, their names held to what `parse_shares` allows.
+
+    Raises:
+        ValueError: a name is no part of a file name, or there twice but for its case.
+    """
+    for name in shares:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a part; write letters, digits, - and _")
+    if len({name.lower() for name in shares}) < len(shares):
+        raise ValueError(f"a name is twice in {dict(shares)}; each part needs a name of its own, whatever its case")
+    _weights(shares)
+    return dict(shares)
+
+
 def split(
     labels: Sequence[Hashable | None],
     groups: Sequence[Hashable],

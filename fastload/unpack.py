@@ -7,6 +7,7 @@ name here is replaced by the sample's number.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -52,16 +53,23 @@ def unpack(
     target.mkdir(parents=True, exist_ok=True)
     labels = store.columns["label"]
     listed = store.manifest["source"] in ("list", "mnist", "cifar")
-    names = _Names({LABELS} if listed else set())
-    lines = []
+    names, mask_names = _Names({LABELS} if listed else set()), _Names(set())
+    count = labels.shape[0] if labels.shape else 1
+    real = listed and labels.dtype.kind == "f"
+    lines = ["\t".join(["file", *(f"label {number}" for number in range(count))])] if real else []
     for index in range(len(store)):
         data, suffix, name = _file(store, index)
-        relative = names.take(safe_name(name, index, suffix), index)
+        safe = PurePosixPath(safe_name(name, index, suffix))
+        if store.masks:  # masks are found by the name without its suffix
+            safe = PurePosixPath(mask_names.take(str(safe.with_suffix(".png")), index)).with_suffix(safe.suffix)
+        relative = names.take(str(safe), index)
         for part, content in (("images" if store.masks else "", data), *_masks(store, index)):
             file = target / part / (relative if content is data else str(PurePosixPath(relative).with_suffix(".png")))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-        lines.append("\t".join([_quoted(relative), *map(str, np.atleast_1d(labels[index]).tolist())]))
+        values = np.atleast_1d(labels[index]).tolist()
+        texts = ("" if real and math.isnan(value) else str(value) for value in values)
+        lines.append("\t".join([_quoted(relative), *texts]))
         if progress is not None:
             progress(index + 1, len(store))
     if listed:

@@ -614,3 +614,144 @@ def test_ctrl_c_leaves_a_partial_store_that_the_next_run_completes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db.lmdb", "images"]
     assert main(["verify", str(store)]) == 0
     assert len(fastload.Store(store)) == 300
+
+
+# ---- show
+
+
+@pytest.fixture(scope="module")
+def masks_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images with masks of the classes 0 and 1, 0 and 2, 0 and 255; 2 is called `dog`."""
+    root = tmp_path_factory.mktemp("masks")
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    for i, value in enumerate((1, 2, 255)):
+        image = np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(image).save(root / "images" / f"{i}.png")
+        mask = np.zeros((48, 64), np.uint8)
+        mask[10:30, 10:40] = value
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+    (root / "labels.txt").write_text("__ignore__\n_background_\ncat\ndog\n")
+    fastload.pack(root, root / "db.lmdb", format="pairs", labels=root / "labels.txt")
+    return root / "db.lmdb"
+
+
+def drawn(store: Path, tmp_path: Path, run: Run, *options: str) -> tuple[int, int, int]:
+    """(samples drawn, samples found, pictures in a row) of `show` with these options."""
+    outcome = run("show", store, "-o", tmp_path / "sheet.png", *options)
+    assert (outcome.status, outcome.err) == (0, "")
+    found = re.fullmatch(r".*sheet\.png: (\d+) of (\d+) samples?\n", outcome.out)
+    assert found is not None
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        return int(found[1]), int(found[2]), (sheet.width - 8) // 168
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", (12, 12, 8)),
+        ("--count 5", (5, 12, 5)),
+        ("--columns 3", (12, 12, 3)),
+        ("--columns 0", (12, 12, 1)),
+        ("--index 0,5,10-11", (4, 4, 4)),
+        ("--index 3-3", (1, 1, 1)),
+        ("--class bee", (4, 4, 4)),
+        ("--class 1", (4, 4, 4)),
+        ("--class bee --index 0-5", (2, 2, 2)),
+        ("--class bee --count 3", (3, 4, 3)),
+        ("--transform none", (12, 12, 8)),
+        ("--transform train --index 0-1", (2, 2, 4)),
+        ("--transform eval --size 32 --index 2", (1, 1, 2)),
+        ("--transform train --columns 5", (12, 12, 4)),
+    ],
+)
+def test_show_draws_what_was_asked_for(
+    run: Run, store_path: Path, tmp_path: Path, options: str, expected: tuple[int, int, int]
+) -> None:
+    """Status 0, one line that counts, a PNG file; a transform doubles the pictures, not the samples."""
+    assert drawn(store_path, tmp_path, run, *options.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("of_class", "count"), [("cat", 1), ("2", 1), ("dog", 1), ("255", 1), ("0", 3), ("_background_", 3)]
+)
+def test_show_finds_classes_in_masks(run: Run, masks_store: Path, tmp_path: Path, of_class: str, count: int) -> None:
+    """By name, by number, and 255, which has no name."""
+    assert drawn(masks_store, tmp_path, run, "--class", of_class)[:2] == (count, count)
+
+
+def test_show_goes_around_a_damaged_mask(run: Run, masks_store: Path, tmp_path: Path) -> None:
+    """What it shows nobody knows: it is in no class; it is a failure; the others are found as ever."""
+    payload = bytes(fastload.Store(masks_store)[1]["mask"].payload)
+    data, middle = masks_store.read_bytes(), len(payload) // 2
+    assert data.count(payload) == 1
+    wrong = payload[:middle] + bytes([payload[middle] ^ 255]) + payload[middle + 1 :]
+    (tmp_path / "db.lmdb").write_bytes(data.replace(payload, wrong))
+    assert drawn(tmp_path / "db.lmdb", tmp_path, run)[0] == 3
+    assert drawn(tmp_path / "db.lmdb", tmp_path, run, "--class", "cat")[0] == 1
+    assert drawn(tmp_path / "db.lmdb", tmp_path, run, "--failures")[0] == 1
+    assert run("show", tmp_path / "db.lmdb", "-o", tmp_path / "x.png", "--class", "dog").status == 2
+
+
+def test_show_draws_failures(run: Run, store_path: Path, tmp_path: Path) -> None:
+    """Only damaged samples, crossed out; none at all is status 2, and no picture is left."""
+    damaged = damaged_copy(store_path, tmp_path / "damaged.lmdb", 7)
+    assert drawn(damaged, tmp_path, run, "--failures") == (1, 1, 1)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.getpixel((12, 12)) == (200, 0, 0)
+    assert drawn(damaged, tmp_path, run, "--failures", "--transform", "train") == (1, 1, 2)
+    assert drawn(damaged, tmp_path, run) == (12, 12, 8)
+    outcome = run("show", store_path, "-o", tmp_path / "none.png", "--failures")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "nothing is drawn" in outcome.err
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("{store}", ["-o/--output"]),
+        ("{store} -o {tmp}/no/x.png", ["{tmp}/no", "does not exist", "make it first"]),
+        ("{store} -o {tmp}/x.xyz", ["{tmp}/x.xyz", ".png"]),
+        ("{store} -o {tmp}/x", ["{tmp}/x", ".png"]),
+        ("{store} -o {tmp}", ["{tmp}", ".png"]),
+        ("{tmp}/missing.lmdb -o {tmp}/x.png", ["missing.lmdb", "no such file", "fastload pack"]),
+        ("{images} -o {tmp}/x.png", ["is a folder", "fastload pack"]),
+        ("{images}/ant/0.jpg -o {tmp}/x.png", ["0.jpg", "not a fastload store"]),
+        ("{store} -o {tmp}/x.png --class zebra", ["'zebra'", "ant, bee, cat"]),
+        ("{store} -o {tmp}/x.png --class 7", ["no such samples"]),
+        ("{store} -o {tmp}/x.png --class 0.5", ["'0.5'"]),
+        ("{store} -o {tmp}/x.png --index 12", ["no sample 12", "has 12"]),
+        ("{store} -o {tmp}/x.png --index 3,x", ["--index", "'3,x'", "0,5,10-19"]),
+        ("{store} -o {tmp}/x.png --index -1", ["--index", "'-1'", "0,5,10-19"]),
+        ("{store} -o {tmp}/x.png --index 5-2", ["--index", "'5-2'", "0,5,10-19"]),
+        ("{store} -o {tmp}/x.png --index 0-2000000", ["--index", "0,5,10-19"]),
+        ("{store} -o {tmp}/x.png --count 0", ["nothing is drawn"]),
+        ("{store} -o {tmp}/x.png --transform train --size 0", ["size is 0"]),
+        ("{store} -o {tmp}/x.png --transform random", ["--transform", "'random'"]),
+    ],
+)
+def test_show_says_what_is_wrong(
+    run: Run, store_path: Path, class_folders: Path, tmp_path: Path, arguments: str, words: list[str]
+) -> None:
+    """Status 2, words, no output, no picture."""
+    names = {"tmp": tmp_path, "images": class_folders, "store": store_path}
+    outcome = run("show", *(word.format(**names) for word in arguments.split()))
+    assert (outcome.status, outcome.out) == (2, "")
+    for word in words:
+        assert word.format(**names) in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_show_of_names_that_no_font_has(run: Run, tmp_path: Path, class_folders: Path) -> None:
+    """Classes that are called with a line break, an escape sequence or stray bytes are drawn, and named in errors."""
+    for name in ("two\nlines", "\x1b[31mred", os.fsdecode(b"stray\xff"), "日本"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        shutil.copy(class_folders / "ant" / "0.jpg", tmp_path / "images" / name)
+    run("pack", tmp_path / "images", tmp_path / "db.lmdb")
+    assert drawn(tmp_path / "db.lmdb", tmp_path, run) == (4, 4, 4)
+    assert drawn(tmp_path / "db.lmdb", tmp_path, run, "--class", "two\nlines")[0] == 1
+    outcome = run("show", tmp_path / "db.lmdb", "-o", tmp_path / "x.png", "--class", "x")
+    assert outcome.status == 2
+    assert "\x1b" not in outcome.err

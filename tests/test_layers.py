@@ -19,7 +19,7 @@ LAYERS = (
     "labelme pickles small_images label_lists splits workers transforms cache failures worker_info",
     "decode show pictures",
     "pack",
-    "dataset sampler",
+    "dataset sampler buckets",
     "prefetch",
     "orders passes iterators reading thread_workers process_workers",
     "loader",
