@@ -211,6 +211,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "per class": _range(facts["samples_per_class"]) if facts["samples_per_class"] else "-",
         "left out": f"{facts['quarantined']}" + (" (--quarantine lists them)" if facts["quarantined"] else ""),
         **({"tiles": _outcomes(facts["tiles"])} if facts["tiles"] else {}),
+        **{name: f"values up to {largest}" for name, largest in facts["masks"].items()},
         **{name: _range(spread) for name, spread in facts["size"].items()},
         "digest": facts["digest"],
         **(_figures(facts["stats"]) if arguments.stats else {}),

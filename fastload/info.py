@@ -20,8 +20,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns a dict: path, format_version, digest, created, source, options, samples, bytes (of the file), image_bytes,
     quarantined, stored ("records" or "column"), classes (their number), labelled (samples with a label),
     samples_per_class (smallest, median, largest; None without labels), size (smallest, median and largest width,
-    height and megapixels), tiles (how many images are re-cut, and for each reason why not; {} in stores of before), and
-    shorter_side: a histogram, a list of (from, to, samples) in pixels.
+    height and megapixels), tiles (how many images are re-cut, and for each reason why not; {} if they lie in a column),
+    masks (the largest value of each), and shorter_side: a histogram, a list of (from, to, samples) in pixels.
 
     Raises:
         FileNotFoundError, StoreFormatError: see `Store`.
@@ -50,6 +50,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
             "megapixels": _spread(sizes.prod(axis=1) / 1e6),
         },
         "tiles": _tiles(store),
+        "masks": {mask: int(np.asarray(store.columns[f"{mask}_max"]).max()) for mask in store.masks},
         "shorter_side": _histogram(sizes.min(axis=1)),
     }
 
@@ -96,7 +97,7 @@ def _shows(store: Store, index: int, label: int) -> bool:
 
 
 def _tiles(store: Store) -> dict[str, int]:
-    if "tiles" not in store.columns:
+    if "tiles" not in store.columns or "image" in store.columns:
         return {}
     outcomes, counts = np.unique(np.asarray(store.columns["tiles"]), return_counts=True)
     texts = dict(enumerate(store.manifest.get("tiles", ())))

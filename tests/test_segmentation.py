@@ -27,6 +27,7 @@ import fastload
 from fastload import ImageDataset, Store, masks, pack, record, tiles
 from fastload.errors import DecodeError, SourceError, TooManyFailures
 from fastload.geometry import Plan
+from fastload.info import info
 from fastload.order import SampleRandom
 from fastload.sources import open_source
 from fastload.transforms import (
@@ -1065,6 +1066,7 @@ def test_masks_are_verified_and_unpacked(tmp_path: Path) -> None:
     first, second = tmp_path / "first.lmdb", tmp_path / "second.lmdb"
     fastload.pack(tmp_path / "in", first)
     assert verify(first, decode_images=True).damaged == ()
+    assert info(first)["masks"] == {"mask": int(values[1].max())}
     unpack(first, tmp_path / "out")
     names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert names == ["images/0.jpg", "images/1.jpg", "masks/0.png", "masks/1.png"]
