@@ -61,6 +61,8 @@ def bench(
         raise ValueError(f"step_ms is {step_ms}; a step takes 0 milliseconds or more")
     if not len(dataset):
         raise ValueError("the store is empty; there is nothing to measure")
+    if consumer == "network" and (dataset.fields != ("image", "label") or dataset.targets.dtype.kind == "f"):
+        raise ValueError("the network learns classes, which this store has none of; simulate a consumer with --step-ms")
     sampler = EndlessSampler(len(dataset), batch_size)
     pinned = torch.cuda.is_available()
     loader: DataLoader[Any] = DataLoader(

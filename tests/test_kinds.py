@@ -714,6 +714,15 @@ def stop_after(source: Path, destination: Path, count: int) -> list[int]:
     return seen
 
 
+def test_a_network_needs_classes(run: Run, labelme: Path, real: Path, tmp_path: Path) -> None:
+    """Masks and real values are no classes: the message says what else can be measured."""
+    pack(labelme, tmp_path / "db.lmdb")
+    for store in (tmp_path / "db.lmdb", real):
+        status, _, error = run("bench", store, "--consumer", "network", "--seconds", "0.1")
+        assert status == 2
+        assert "--step-ms" in error
+
+
 def test_a_network_is_measured_on_one_channel(run: Run, mnist: Path) -> None:
     """`bench --consumer network` takes the channels that there are."""
     arguments = ("--consumer", "network", "--workers", "0", "--batch-size", "4", "--seconds", "0.05", "--size", "16")
