@@ -10,8 +10,10 @@ import torch
 
 from .cache import ImageCache
 from .dataset import ImageDataset, OnError
+from .iterators import SingleIterator
 from .loader import DataLoader
 from .prefetch import DevicePrefetcher
+from .resident import Resident
 from .sampler import ShuffleSampler
 from .transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
 from .tune import default_processes, default_workers
@@ -39,6 +41,7 @@ def make_loader(
     cache: ImageCache | int | str | None = None,
     on_error: OnError = "placeholder",
     max_failures: int | float | None = None,
+    device_resident: bool = False,
 ) -> DevicePrefetcher[Any]:
     """Batches of a store on the device: [images, labels], uint8 (batch, 3, size, size) and int64 (batch,).
 
@@ -59,6 +62,10 @@ def make_loader(
         never ends. See `ShuffleSampler`.
     mean, std, dtype: normalise and cast on the device, see `DevicePrefetcher`.
     seed: of the order and the random transforms.
+    device_resident: put all images on the device now, and gather the batches there: for small raw images of one size
+        (MNIST, CIFAR). Order, pictures and states are those of the usual loader; `size`, `cache` and the workers'
+        options are not used. A path gets no transform; a dataset's may be RandomCrop (with padding), CenterCrop and
+        RandomHorizontalFlip. Damaged images are found at once.
 
     Where torch.distributed is initialised, each rank gets its share of one order, the same for any number of ranks.
     Every `iter()` is the next epoch, in order and pictures, on all ranks alike; `set_epoch` chooses one. `state_dict`
@@ -72,12 +79,27 @@ def make_loader(
     if isinstance(path_or_dataset, ImageDataset):
         dataset = path_or_dataset
     else:
-        transform = train_transform(size) if train else eval_transform(size)
+        transform = None if device_resident else train_transform(size) if train else eval_transform(size)
         dataset = ImageDataset(
             path_or_dataset, transform, cache=cache, on_error=on_error, max_failures=max_failures, seed=seed
         )
     drop_last = train if drop_last is None else drop_last
     where = None if device == "auto" else device
+    sampler = ShuffleSampler(
+        dataset,
+        seed=seed,
+        shuffle=train,
+        drop_last=drop_last,
+        pad=pad,
+        window=window,
+        weights=weights,
+        repeat=repeat,
+    )
+    if device_resident:
+        gathering = _ResidentLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last)
+        batches = DevicePrefetcher(gathering, where, mean=mean, std=std, dtype=dtype)
+        gathering.resident = Resident(dataset, batches.device)
+        return batches
     on_cuda = torch.cuda.is_available() and torch.device("cuda" if where is None else where).type == "cuda"
     if num_workers == "auto":
         if dataset is path_or_dataset or cache is not None:  # others' datasets may not be able to go to processes
@@ -88,16 +110,7 @@ def make_loader(
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size,
-        sampler=ShuffleSampler(
-            dataset,
-            seed=seed,
-            shuffle=train,
-            drop_last=drop_last,
-            pad=pad,
-            window=window,
-            weights=weights,
-            repeat=repeat,
-        ),
+        sampler=sampler,
         num_workers=num_workers,
         pin_memory=on_cuda,
         drop_last=drop_last,
@@ -105,6 +118,17 @@ def make_loader(
         threads_per_worker=threads_per_worker,
     )
     return DevicePrefetcher(loader, where, mean=mean, std=std, dtype=dtype)
+
+
+class _ResidentLoader(DataLoader[Any]):
+    """A loader whose batches come from where the whole set lies."""
+
+    resident: Resident
+
+    def _get_iterator(self) -> SingleIterator:
+        iterator = SingleIterator(self)
+        iterator._dataset_fetcher = self.resident
+        return iterator
 
 
 def train_transform(size: int) -> Compose:

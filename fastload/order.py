@@ -77,6 +77,33 @@ class SampleRandom:
         return self.bits() * n >> 64
 
 
+class SampleRandoms:
+    """`SampleRandom` for many samples at once."""
+
+    def __init__(self, seed: int, epoch: int, keys: Words) -> None:
+        self._states = mixed(keys + np.uint64(mix64(mix64(seed + _GOLDEN) + epoch)))
+
+    def bits(self) -> Words:
+        self._states = self._states + np.uint64(_GOLDEN)
+        return mixed(self._states)
+
+    def random(self) -> npt.NDArray[np.float64]:
+        return np.asarray((self.bits() >> np.uint64(11)) * 2.0**-53, np.float64)
+
+    def integer(self, n: int) -> Indices:
+        """Ints in [0, n), for n up to 2**32: the upper half of a product of 128 bits."""
+        bits, factor, half = self.bits(), np.uint64(n), np.uint64(32)
+        low = (bits & np.uint64(0xFFFFFFFF)) * factor >> half
+        return np.asarray((bits >> half) * factor + low >> half, np.int64)
+
+
+def mixed(words: Words) -> Words:
+    """`mix64` of each."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words = (words ^ words >> np.uint64(shift)) * np.uint64(factor)
+    return np.asarray(words ^ words >> np.uint64(31), np.uint64)
+
+
 class Drawn(int):
     """An index that may come several times in an epoch. draw: tells this time from the others."""
 
@@ -262,11 +289,7 @@ def _subkey(key: int, number: int) -> int:
 
 def _hashes(key: int, numbers: Indices) -> Words:
     """SplitMix64's outputs with those numbers, started at `key`: uint64, all different."""
-    words: Words = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN) + np.uint64(key & _MASK)
-    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words
+    return mixed((numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN) + np.uint64(key & _MASK))
 
 
 def _sorted_by_hash(n: int, key: int) -> npt.NDArray[np.uint16]:

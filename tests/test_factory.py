@@ -238,7 +238,15 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(numbered: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch_size": 0}, {"num_workers": -1}, {"size": 0}, {"mean": [0.5]}, {"on_error": "ignore"}, {"device": "meta"}],
+    [
+        {"batch_size": 0},
+        {"num_workers": -1},
+        {"size": 0},
+        {"mean": [0.5]},
+        {"on_error": "ignore"},
+        {"device": "meta"},
+        {"device_resident": True},
+    ],
 )
 def test_senseless_arguments_are_refused(numbered: Path, options: dict[str, Any]) -> None:
     """ValueError at once, not at the first batch."""

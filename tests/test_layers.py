@@ -20,7 +20,7 @@ LAYERS = (
     "decode show pictures",
     "pack",
     "dataset sampler buckets",
-    "prefetch",
+    "prefetch resident",
     "orders passes iterators reading thread_workers process_workers",
     "loader",
     "monitor doctor tune",
