@@ -120,7 +120,10 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
 
 
 def _colour(text: str) -> tuple[int, ...]:
-    return tuple(int(shade) for shade in text.split(","))
+    try:
+        return tuple(int(shade) for shade in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no colour; write red,green,blue: 255,255,255 say") from None
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -314,7 +317,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from .dataset import ImageDataset
-    from .info import find
+    from .info import find, spread
 
     folder = os.path.dirname(os.path.abspath(arguments.output))
     if not os.path.isdir(folder):
@@ -322,7 +325,9 @@ def _show(arguments: argparse.Namespace) -> int:
     if os.path.splitext(arguments.output)[1].lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{arguments.output} is no name of a picture; end it in .png")
     found = find(arguments.store, arguments.index, of_class=arguments.of_class, damaged=arguments.failures)
-    chosen = found[: max(0, arguments.count)]
+    if arguments.count < 1:
+        raise ValueError(f"count is {arguments.count}; a sheet shows at least 1 sample")
+    chosen = spread(found, arguments.count)
     if not chosen:
         raise ValueError(f"{arguments.store} has no such samples; nothing is drawn")
     dataset = ImageDataset(arguments.store, _chosen_transform(arguments))
@@ -354,7 +359,12 @@ def _unpack(arguments: argparse.Namespace) -> int:
 
     with _progress("unpacking") as progress:
         count = unpack(arguments.store, arguments.folder, progress=progress)
-    print(f"{arguments.folder}: {_count(count, 'file')}")
+    print(f"{arguments.folder}: {_count(count, 'sample')}")
+    for name, again in (("labels.tsv", "{}"), ("classes.txt", "{folder} --labels {}")):
+        path = os.path.join(arguments.folder, name)
+        if os.path.exists(path):
+            source = again.format(shlex.quote(path), folder=shlex.quote(arguments.folder))
+            _say(f"`fastload pack {source} DST` packs it again")
     return 0
 
 
@@ -413,6 +423,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     from .monitor import plot
     from .tune import default_workers
 
+    if arguments.plot and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.plot))):
+        raise ValueError(f"the folder of {arguments.plot} does not exist; make it first")
     dataset = _dataset(arguments)
     workers = arguments.workers if arguments.workers is not None else default_workers(dataset)
     result = bench(

@@ -225,9 +225,9 @@ class ImageDataset(Dataset[Any]):
             raise ValueError(f"reduce is {reduce!r}; it may be 1, 2, 4 or 8")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is {dtype!r}; it may be {', '.join(map(str, _DTYPES))}")
-        index = range(len(self))[operator.index(index)]
+        index = int(self._checked([operator.index(index)])[0])
         size = self._sizes(np.array([index]))[0]
-        box = Plan.whole(size).box if region is None else Box(*map(operator.index, region))
+        box = Plan.whole(size).box if region is None else _box(region)
         if not box.inside(size):
             raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
         if reduce == 1 and not gray:
@@ -249,17 +249,20 @@ class ImageDataset(Dataset[Any]):
         return self._image_field(record.parse(self.store.view(index))[0], size)
 
     def show(self, indices: Sequence[int] | None = None, *, columns: int = 8) -> PIL.Image.Image:
-        """A contact sheet of samples, the first 32 by default; a notebook draws it where it is a cell's last value.
+        """A contact sheet of samples, by default 32 all over the store; a notebook draws a cell's last value by itself.
 
         Where there is a transform, each picture is followed by what becomes of it. Samples that can't be decoded are
         crossed out.
         """
         from .show import sheet_of
 
+        if indices is None:
+            count = min(len(self), 32)
+            indices = [place * len(self) // count for place in range(count)]
         views = [self._view(Compose([])), *([self._view(self.transform)] if self.transform.transforms else [])]
         samples = [
             (self._caption(index) if number == 0 else "transformed", view._shown(index))
-            for index in (range(min(len(self), 32)) if indices is None else indices)
+            for index in self._checked(indices).tolist()
             for number, view in enumerate(views)
         ]
         return sheet_of(samples, self.classes, columns if len(views) == 1 else max(2, columns - columns % 2))
@@ -282,6 +285,8 @@ class ImageDataset(Dataset[Any]):
         if "label" not in self.fields:
             return f"{index}{self._name_of(index)}"
         label = self.store.columns["label"][index].tolist()
+        if label == -1:
+            return f"{index}{self._name_of(index)}"
         known = self.classes is not None and isinstance(label, int) and 0 <= label < len(self.classes)
         return f"{index}: {self.classes[label] if known and self.classes else label}"
 
@@ -574,6 +579,14 @@ class Reading:
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"
         )
+
+
+def _box(region: Sequence[int]) -> Box:
+    try:
+        x, y, width, height = map(operator.index, region)
+    except (TypeError, ValueError):
+        raise ValueError(f"region is {region!r}; it takes 4 whole numbers (x, y, width, height)") from None
+    return Box(x, y, width, height)
 
 
 _MOVING = re.compile(r"Crop|Resize|Flip|Rotation|Affine|Perspective|Elastic|Pad|Zoom|ScaleJitter|ShortestSize")

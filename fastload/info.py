@@ -87,6 +87,11 @@ def find(
     return found
 
 
+def spread(indices: list[int], count: int) -> list[int]:
+    """So many of them, evenly spread: the first of many are of one class, as a rule."""
+    return [indices[place * len(indices) // count] for place in range(count)] if len(indices) > count else indices
+
+
 def _shows(store: Store, index: int, label: int) -> bool:
     if "mask" in store.masks:
         try:

@@ -83,6 +83,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
     ) -> None:
         if worker_type not in get_args(WorkerType):
             raise ValueError(f"worker_type is {worker_type!r}; it may be {', '.join(get_args(WorkerType))}")
+        if isinstance(sampler, BucketSampler):
+            raise ValueError("a BucketSampler gives whole batches; pass it as batch_sampler=")
         if threads_per_worker is not None:
             _check_threads_per_worker(threads_per_worker, worker_type, num_workers, dataset)
             if prefetch_factor is None and not reads_whole_batches(dataset):  # each batch is one thread's

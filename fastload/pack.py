@@ -35,7 +35,7 @@ from .errors import DecodeError, FastloadError, PackError, SourceError
 from .geometry import Plan, Size
 from .jpeg import Pixels
 from .sources import Format, Item, Source, open_source
-from .store import ColumnSpec, Store
+from .store import ColumnSpec, Store, looks_like_store
 from .store_writer import StoreWriter
 from .workers import ordered_map
 
@@ -186,7 +186,7 @@ def pack(
     background: the colour (red, green, blue) on which images with transparency are laid; they are stored as PNG without
         it. By default transparency is dropped as `Image.convert("RGB")` does, and the colours behind it appear.
     workers: threads, all usable cores by default.
-    overwrite: replace an existing store when the new one is complete.
+    overwrite: replace an existing store (and no other file) when the new one is complete.
     progress: called with (items done, items in all).
 
     Raises:
@@ -343,6 +343,8 @@ def _checked_destination(source: str | os.PathLike[str], destination: str | os.P
     final = os.path.abspath(destination)
     if os.path.isdir(final):
         raise FileExistsError(f"{final} is a folder; give the store a file name, {os.path.join(final, 'db.lmdb')} say")
+    if os.path.exists(final) and not (os.path.isfile(final) and looks_like_store(final)):
+        raise FileExistsError(f"{final} exists already and is no store; choose another name")
     if os.path.exists(final) and not overwrite:
         raise FileExistsError(f"{final} exists already; choose another name, or replace it with --overwrite")
     if not os.path.isdir(os.path.dirname(final)):

@@ -434,7 +434,7 @@ def check_file(path: str) -> None:
     with open(path, "rb") as file:
         head = file.read(512)
         if len(head) < 152 or struct.unpack_from("<II", head, 16) != (_META_MAGIC, 1):
-            raise StoreFormatError(f"{path}: not a fastload store; make one with `fastload pack FOLDER {path}`")
+            raise StoreFormatError(f"{path}: not a fastload store; make one with `fastload pack FOLDER db.lmdb`")
         (page_size,) = struct.unpack_from("<I", head, 16 + 24)
         file.seek(page_size)
         second = file.read(512)

@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from . import blocks, decode, record
-from .errors import ChecksumError, DecodeError, StoreError
+from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .store import Store
 
 _FORBIDDEN = re.compile(r'[\x00<>:"|?*\\]' if os.name == "nt" else r"\x00")
 _MASK_FOLDERS = {"mask": "masks"}
+CLASSES = "classes.txt"
 LABELS = "labels.tsv"
 """The list that is written beside the files where folders don't tell the labels."""
 
@@ -40,11 +41,13 @@ def unpack(
     from a list also gets `labels.tsv`, which `fastload pack` reads. Where there are masks, images go to `images`, and
     masks, as PNG with the same names, to `masks` and `instances`.
 
-    Returns the number of files. progress: called with (samples done, samples in all).
+    A file `classes.txt` names the values of masks, for `fastload pack --labels`.
+
+    Returns the number of samples. progress: called with (samples done, samples in all).
 
     Raises:
         FileExistsError: `folder` is a file, or is not empty.
-        StoreError: the store can't be read; a damaged sample stops here (`verify` finds them all).
+        StoreError: samples are damaged, and left out; all others are there.
     """
     target = Path(folder)
     store = Store(path)
@@ -57,24 +60,38 @@ def unpack(
     count = labels.shape[0] if labels.shape else 1
     real = listed and labels.dtype.kind == "f"
     lines = ["\t".join(["file", *(f"label {number}" for number in range(count))])] if real else []
+    damaged: list[str] = []
     for index in range(len(store)):
-        data, suffix, name = _file(store, index)
+        if progress is not None:
+            progress(index + 1, len(store))
+        try:
+            data, suffix, name = _file(store, index)
+            masks = list(_masks(store, index))
+        except FastloadError as error:
+            damaged.append(f"sample {index}: {error}")
+            continue
         safe = PurePosixPath(safe_name(name, index, suffix))
         if store.masks:  # masks are found by the name without its suffix
             safe = PurePosixPath(mask_names.take(str(safe.with_suffix(".png")), index)).with_suffix(safe.suffix)
         relative = names.take(str(safe), index)
-        for part, content in (("images" if store.masks else "", data), *_masks(store, index)):
+        for part, content in (("images" if store.masks else "", data), *masks):
             file = target / part / (relative if content is data else str(PurePosixPath(relative).with_suffix(".png")))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         values = np.atleast_1d(labels[index]).tolist()
         texts = ("" if real and math.isnan(value) else str(value) for value in values)
         lines.append("\t".join([_quoted(relative), *texts]))
-        if progress is not None:
-            progress(index + 1, len(store))
     if listed:
         text = "".join(line + "\n" for line in lines)
         (target / LABELS).write_bytes(text.encode("utf-8", "surrogateescape"))
+    if store.masks and store.classes:
+        text = "".join(name + "\n" for name in store.classes)
+        (target / CLASSES).write_bytes(text.encode("utf-8", "surrogateescape"))
+    if damaged:
+        raise StoreError(
+            f"{len(damaged)} of {len(store)} samples are damaged and left out, the others are in {target}; the first "
+            f"is {damaged[0]} (`fastload verify` lists them all)"
+        )
     return len(store)
 
 

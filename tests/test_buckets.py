@@ -310,3 +310,9 @@ def test_accelerate_is_told_not_to_deal_buckets_out_again(world: int) -> None:
     """Its `prepare` hands back what says that it is prepared."""
     sampler = BucketSampler([(i, 9) for i in range(1, 21)], 2, rank=0, world=world)
     assert DataLoader(range(20), batch_sampler=sampler)._is_accelerate_prepared == (world > 1)  # type: ignore[arg-type]
+
+
+def test_a_sampler_of_batches_is_no_sampler_of_samples() -> None:
+    """Given as the other one it is told."""
+    with pytest.raises(ValueError, match="pass it as batch_sampler="):
+        DataLoader(range(9), sampler=BucketSampler([(1, 2)] * 9, 2))  # type: ignore[arg-type]

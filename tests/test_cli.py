@@ -401,16 +401,19 @@ def test_unpack_gives_the_files_back(run: Run, class_folders: Path, tmp_path: Pa
     run("pack", class_folders, tmp_path / "db.lmdb", "--no-tiles")
     outcome = run("unpack", tmp_path / "db.lmdb", tmp_path / "new" / "folder")
     assert (outcome.status, outcome.err) == (0, "")
-    assert outcome.out == f"{tmp_path / 'new' / 'folder'}: 12 files\n"
+    assert outcome.out == f"{tmp_path / 'new' / 'folder'}: 12 samples\n"
     for file in class_folders.rglob("*.jpg"):
         assert (tmp_path / "new" / "folder" / file.relative_to(class_folders)).read_bytes() == file.read_bytes()
 
 
 def test_unpack_of_a_damaged_store_is_status_1(run: Run, store_path: Path, tmp_path: Path) -> None:
-    """The message says that bytes differ."""
+    """The message names the sample and says that bytes differ; all others are there."""
     outcome = run("unpack", damaged_copy(store_path, tmp_path / "damaged.lmdb", 5), tmp_path / "new")
     assert outcome.status == 1
+    assert "1 of 12 samples are damaged" in outcome.err
+    assert "sample 5" in outcome.err
     assert "checksum mismatch" in outcome.err
+    assert sum(path.is_file() for path in (tmp_path / "new").rglob("*")) == 11
 
 
 # ---- bench, tune, doctor
@@ -726,7 +729,7 @@ def test_show_draws_failures(run: Run, store_path: Path, tmp_path: Path) -> None
         ("{store} -o {tmp}/x.png --index -1", ["--index", "'-1'", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --index 5-2", ["--index", "'5-2'", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --index 0-2000000", ["--index", "0,5,10-19"]),
-        ("{store} -o {tmp}/x.png --count 0", ["nothing is drawn"]),
+        ("{store} -o {tmp}/x.png --count 0", ["count is 0"]),
         ("{store} -o {tmp}/x.png --transform train --size 0", ["size is 0"]),
         ("{store} -o {tmp}/x.png --transform random", ["--transform", "'random'"]),
     ],

@@ -441,8 +441,12 @@ def test_unpacked_images_are_not_called_as_their_annotations(labelme: Path, tmp_
     pack(labelme, tmp_path / "db.lmdb")
     fastload.cli.main(["unpack", str(tmp_path / "db.lmdb"), str(tmp_path / "files")])
     files = [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
-    assert {(path.suffix, path.read_bytes()[:4]) for path in files} == {(".png", b"\x89PNG")}
-    assert pack(tmp_path / "files" / "images", tmp_path / "again.lmdb", masks=tmp_path / "files" / "masks").samples == 3
+    assert {(path.suffix, path.read_bytes()[:4]) for path in files if path.name != "classes.txt"} == {
+        (".png", b"\x89PNG")
+    }
+    pack(tmp_path / "files", tmp_path / "again.lmdb", labels=tmp_path / "files" / "classes.txt")
+    assert Store(tmp_path / "again.lmdb").classes == Store(tmp_path / "db.lmdb").classes
+    assert len(Store(tmp_path / "again.lmdb")) == 3
 
 
 def test_annotations_beside_their_images_are_labelme_s(tmp_path: Path, make_picture: Picture) -> None:
@@ -851,16 +855,20 @@ def test_no_file_is_in_two_parts(tmp_path: Path, make_picture: Picture) -> None:
 
 
 def test_a_target_that_exists_is_refused_before_anything_is_written(run: Run, animals: Path, tmp_path: Path) -> None:
-    """The last part's as well as the first one's; `--overwrite` replaces both."""
-    (tmp_path / "db-val.lmdb").write_bytes(b"precious")
+    """The last part's as well as the first one's; `--overwrite` replaces both, if they are stores."""
+    pack(animals, tmp_path / "db-val.lmdb", encode="raw", short_side=4)
+    precious = (tmp_path / "db-val.lmdb").read_bytes()
     arguments = ("pack", animals, tmp_path / "db.lmdb", "--split", "train=0.8,val=0.2")
     status, out, err = run(*arguments)
     assert (status, out) == (2, "")
     assert "db-val.lmdb exists already" in err
     assert [path.name for path in tmp_path.glob("db*")] == ["db-val.lmdb"]
-    assert (tmp_path / "db-val.lmdb").read_bytes() == b"precious"
+    assert (tmp_path / "db-val.lmdb").read_bytes() == precious
     assert run(*arguments, "--overwrite")[0] == 0
     assert len(Store(tmp_path / "db-val.lmdb")) == 7
+    (tmp_path / "db-val.lmdb").write_bytes(b"precious")
+    assert run(*arguments, "--overwrite")[0] == 2
+    assert (tmp_path / "db-val.lmdb").read_bytes() == b"precious"
 
 
 def test_an_interrupted_split_goes_on(animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

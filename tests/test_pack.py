@@ -817,6 +817,18 @@ def test_transparent_images_are_laid_on_a_background(tmp_path: Path, mode: str) 
         pack(tmp_path / "in", tmp_path / "x.lmdb", background=(1, 2))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nothing_but_a_store_is_ever_replaced(tmp_path: Path, overwrite: bool) -> None:
+    """Not a file that was named by mistake, nor a device."""
+    folder_of(tmp_path / "in", {"a.jpg": jpeg(RGB)})
+    (tmp_path / "list.csv").write_text("precious")
+    for destination in (tmp_path / "list.csv", Path(os.devnull)):
+        if destination.exists():
+            with pytest.raises(FileExistsError, match="is no store; choose another name"):
+                pack(tmp_path / "in", destination, overwrite=overwrite)
+    assert (tmp_path / "list.csv").read_text() == "precious"
+
+
 def test_a_list_with_several_labels(tmp_path: Path) -> None:
     """Lines in their order, ragged labels padded, a root elsewhere, missing files in the quarantine."""
     folder_of(tmp_path / "pool", {"a.jpg": jpeg(RGB), "b.jpg": jpeg(GREY)})

@@ -275,8 +275,11 @@ def test_regions_are_whole_numbers(datasets: dict[str, ImageDataset]) -> None:
     """As a tuple, a list or an array, but no floats."""
     expected = datasets["whole"].read(0, (1, 2, 3, 4))
     assert torch.equal(datasets["whole"].read(0, np.array([1, 2, 3, 4])), expected)  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
-        datasets["whole"].read(0, (0.5, 0, 4, 4))  # type: ignore[arg-type]
+    for wrong in ((0.5, 0, 4, 4), (1, 2, 3)):
+        with pytest.raises(ValueError, match="it takes 4 whole numbers"):
+            datasets["whole"].read(0, wrong)  # type: ignore[arg-type]
+    with pytest.raises(IndexError, match="out of range for a dataset of"):
+        datasets["whole"].read(10_000)
 
 
 # --- damage
