@@ -589,15 +589,18 @@ def _progress(what: str) -> Iterator[Progress]:
 
 
 def _plain_progress(what: str) -> Progress:
-    started = last = time.monotonic()
+    last = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
+        first = first or (now, done)  # what comes before it, compiling say, tells nothing of the rate
         if now - last >= _PLAIN_SECONDS:
             last = now
-            rate = done / (now - started)
-            _say(f"{what}: {done} of {total}, {rate:.0f}/s, {(total - done) / rate:.0f} s left")
+            rate = (done - first[1]) / max(now - first[0], 1e-9)
+            left = f", {rate:.0f}/s, {(total - done) / rate:.0f} s left" if rate else ""
+            _say(f"{what}: {done} of {total}{left}")
 
     return show
 

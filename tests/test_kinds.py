@@ -204,6 +204,16 @@ def broken(store: Path, copy: Path, index: int, name: str = "image") -> Path:
     return copy
 
 
+def test_samples_without_a_label_are_counted(run: Run, photos: Path, tmp_path: Path) -> None:
+    """They are packed, with -1, which a loss must not see."""
+    names = [path.name for path in sorted(photos.iterdir()) if path.is_file()][:3]
+    source = listed(photos, f"file,label\n{names[0]},cat\n{names[1]},\n{names[2]},dog\n", "some.csv")
+    status, _, error = run("pack", source, tmp_path / "db.lmdb")
+    assert status == 0
+    assert "1 of 3 samples have no label (-1 in the store)" in error
+    assert ImageDataset(tmp_path / "db.lmdb").targets.tolist() == [0, -1, 1]
+
+
 def test_real_labels_can_not_be_balanced(real: Path, photos: Path, tmp_path: Path) -> None:
     """There is no class to draw from; weights of one's own work, NaN among them is refused."""
     pack(listed(photos, "f,y\n0.png,0.5\n1.png,\n2.png,2\n", "one.csv"), tmp_path / "one.lmdb", image_column="f")
