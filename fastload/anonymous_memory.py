@@ -20,9 +20,12 @@ _Storage: Any = torch.UntypedStorage  # of its methods, torch declares few
 
 def install() -> None:
     """Have this process share tensors in memory without names, unless torch is told to share by name."""
-    if hasattr(os, "memfd_create"):
-        _Storage._new_using_fd_cpu = _new
-        ForkingPickler.register(_Storage, _reduce)
+    try:
+        os.close(os.memfd_create("fastload"))
+    except (AttributeError, OSError):  # not on Linux, not in this Python, or a sandbox forbids it
+        return
+    _Storage._new_using_fd_cpu = _new
+    ForkingPickler.register(_Storage, _reduce)
 
 
 def _new(nbytes: int) -> Any:

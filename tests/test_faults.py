@@ -27,7 +27,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from fastload import DataLoader
+from fastload import DataLoader, anonymous_memory
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -302,6 +302,21 @@ def test_memory_without_a_name(kind: Any, collate_fn: Any) -> None:
     assert parts[0].is_shared()
     assert [int(part[0, 0]) for part in parts] == list(range(len(parts)))
     assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError])
+def test_memory_has_names_where_the_system_has_no_other(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """In a sandbox, or a Python built for an old system: torch's own way is left alone."""
+
+    def refuse(name: str) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
+    before = torch.UntypedStorage._new_using_fd_cpu
+    anonymous_memory.install()
+    assert torch.UntypedStorage._new_using_fd_cpu == before
 
 
 def mapping_of(address: int) -> str:
