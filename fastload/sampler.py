@@ -334,7 +334,9 @@ def _whole(name: str, value: Any, least: float = -math.inf, most: float = math.i
     with contextlib.suppress(TypeError):
         if not isinstance(value, bool) and least <= operator.index(value) <= most:
             return operator.index(value)
-    raise ValueError(f"{name} is {value!r}; it has to be {others}an int from {least} to {most}")
+    limits = f" from {least}" if least > -math.inf else ""
+    limits += f" to {most}" if most < math.inf else ""
+    raise ValueError(f"{name} is {value!r}; it has to be {others}an int{limits}")
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int | None, int | None]:

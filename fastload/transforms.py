@@ -16,7 +16,7 @@ global generators are neither read nor advanced.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -213,7 +213,12 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence[Any]) -> None:
+        if not isinstance(transforms, Iterable):
+            raise TypeError(f"Compose takes a list of transforms, got {transforms!r}; write Compose([{transforms!r}])")
         self.transforms = tuple(_flat(transforms))
+        for transform in self.transforms:
+            if isinstance(transform, type) and hasattr(transform, "plan"):
+                raise TypeError(f"{transform.__name__} is a class; make a transform of it: {transform.__name__}(...)")
         geometric = [isinstance(t, Geometric) for t in self.transforms]
         first = geometric.index(False) if False in geometric else len(geometric)
         if any(geometric[first:]):

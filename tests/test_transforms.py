@@ -459,3 +459,11 @@ def test_normalize_refuses_other_channels() -> None:
     """A picture without the channels of the mean is refused, not broadcast."""
     with pytest.raises(ValueError, match="channels"):
         Normalize(MEAN, STD)(torch.zeros(2, 4, 4, dtype=torch.uint8))
+
+
+def test_what_is_no_list_of_transforms_is_told() -> None:
+    """One transform instead of a list, a class instead of a transform."""
+    with pytest.raises(TypeError, match=r"takes a list of transforms, got CenterCrop\(\(8, 8\)\)"):
+        Compose(CenterCrop(8))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"CenterCrop is a class; make a transform of it: CenterCrop\(\.\.\.\)"):
+        Compose.of(CenterCrop)
