@@ -16,7 +16,7 @@ from bare import on_all_cores
 from contest import Contest, Work
 from fastload import decode, record, recut, tiles
 from fastload.doctor import usable_cores
-from fastload.pack import Options, _tiled
+from fastload.prepare import Options, tiled
 
 
 def bench_pack(contest: Contest, images: Path, workspace: Path) -> None:
@@ -82,7 +82,7 @@ def bench_recut(contest: Contest, kept: Path) -> None:
         return all_of_them
 
     contenders = {
-        "re-cut and check": each(lambda field: _tiled(field, None, options)),
+        "re-cut and check": each(lambda field: tiled(field, None, options)),
         "re-cut": each(lambda field: recut.recut(bytes(field.payload))),
         "decode": each(decode.pixels),
     }
@@ -92,7 +92,7 @@ def bench_recut(contest: Contest, kept: Path) -> None:
         contest.measure(f"{name}, ms", [1000 * cost for cost in rounds.costs(name, "thread")])
     outcomes = []
     for field in fields:
-        tiled, outcome = _tiled(field, None, options)
+        cut, outcome = tiled(field, None, options)
         outcomes.append(outcome)
-        assert np.array_equal(pictures.decoded(tiled), pictures.decoded(field))
+        assert np.array_equal(pictures.decoded(cut), pictures.decoded(field))
     contest.measure("share that is re-cut", [outcomes.count(tiles.RECUT) / len(fields)])

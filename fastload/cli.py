@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import FastloadError, SourceError, StoreFormatError
-from .pack import MAX_PIXELS, Encode, Exif, pack, pack_splits
+from .pack import pack, pack_splits
+from .prepare import MAX_PIXELS, Encode, Exif
 from .sources import Format
 from .store import Store
 from .tiles import OUTCOMES, RECUT

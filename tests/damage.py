@@ -28,7 +28,7 @@ from fastload import decode, record, tiles
 from fastload.errors import ChecksumError, DecodeError
 from fastload.geometry import Box
 from fastload.jpeg import Pixels
-from fastload.pack import Options, _tiled
+from fastload.prepare import Options, tiled
 from fastload.recut import Untouched, recut
 
 REMARKS = "re-cut, and libjpeg complains of the original"
@@ -227,15 +227,15 @@ def judge(data: bytes, random: Random) -> str:
         whole = decode.pixels(field, keep=True)
     except DecodeError:
         return REMARKS
-    tiled, outcome = _tiled(field, whole, Options())
+    cut, outcome = tiled(field, whole, Options())
     if outcome == tiles.RECUT:
-        (tiled,) = record.parse(record.build([tiled]))
-        assert np.array_equal(decode.pixels(tiled), whole), "other pixels"
-        check_crops(tiled, whole, random)
-        check_index(tiled, random)
+        (cut,) = record.parse(record.build([cut]))
+        assert np.array_equal(decode.pixels(cut), whole), "other pixels"
+        check_crops(cut, whole, random)
+        check_index(cut, random)
     else:
         assert outcome == tiles.PIXELS
-        assert tiled is field, "another outcome"
+        assert cut is field, "another outcome"
     return tiles.OUTCOMES[outcome]
 
 

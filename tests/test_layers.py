@@ -18,6 +18,7 @@ LAYERS = (
     "anonymous_memory batch buffers jpeg tiles huffman huffman_writer recut blocks masks store store_writer sources "
     "labelme pickles small_images label_lists splits workers transforms cache failures worker_info",
     "decode show pictures",
+    "prepare",
     "pack",
     "dataset sampler buckets",
     "prefetch resident",
@@ -104,16 +105,16 @@ def test_one_module_each_knows_lmdb_and_the_jpeg_library() -> None:
 
 
 def test_only_packing_can_reach_the_compiler() -> None:
-    """Only huffman.py imports numba, only its writer and recut.py import it, and pack.py imports that to re-cut."""
+    """Only huffman.py imports numba, only its writer and recut.py import it, and packing imports that to re-cut."""
     assert importers_of("numba") == {"huffman"}
     importers = {module: own_imports(module) for module in [*MODULES, "__init__"]}
     assert {module for module, names in importers.items() if "huffman" in names} == {"huffman_writer", "recut"}
     assert {module for module, names in importers.items() if "huffman_writer" in names} == {"recut"}
-    assert {module for module, names in importers.items() if "recut" in names} == {"pack"}
-    tree = ast.parse((PACKAGE / "pack.py").read_text(encoding="utf-8"))
+    assert {module for module, names in importers.items() if "recut" in names} == {"pack", "prepare"}
+    trees = [ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) for name in ("pack", "prepare")]
     at_load = [
         str(n)
-        for node in tree.body
+        for node in (node for tree in trees for node in tree.body)
         if isinstance(node, ast.ImportFrom)
         for n in (node.module, *(a.name for a in node.names))
     ]

@@ -38,7 +38,7 @@ from PIL import Image
 from test_jpeg import saved
 
 from fastload import decode, record, recut, tiles
-from fastload.pack import Options, _tiled
+from fastload.prepare import Options, tiled
 from fastload.recut import Recut, Untouched
 
 YCC = Component(1, 2, 2), Component(2, quantisation=1), Component(3, quantisation=1)
@@ -164,7 +164,7 @@ def test_a_segment_that_is_not_quite_jfif_is_found_out() -> None:
     """Where libjpeg reads the colours otherwise, `pack` keeps the file."""
     data = encode(source(3, tuple(Component(n) for n in b"RGB"), 100, 100), before=(segment(0xE0, b"JFIF\0"),))
     field = record.Field(record.JPEG, data, 1, 3, 0, 100, 100)
-    assert _tiled(field, None, Options()) == (field, tiles.PIXELS)
+    assert tiled(field, None, Options()) == (field, tiles.PIXELS)
 
 
 def test_tables_may_change_between_segments() -> None:
@@ -404,7 +404,7 @@ def test_an_unfinished_progressive_file_is_found_out() -> None:
     data = encode(drawn, [Scan((0, 1, 2), 0, 0), *(Scan((i,), 1, 63, 0, 2) for i in range(3))])
     field = field._replace(payload=data)
     assert outcome_of(data) == tiles.RECUT
-    assert _tiled(field, None, Options()) == (field, tiles.PIXELS)
+    assert tiled(field, None, Options()) == (field, tiles.PIXELS)
 
 
 # --- damage

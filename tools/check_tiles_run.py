@@ -25,7 +25,7 @@ from fastload import cli, decode, jpeg, record, tiles
 from fastload.doctor import usable_cores
 from fastload.errors import FastloadError
 from fastload.geometry import Box, Size
-from fastload.pack import Options, _LeftOut, _libraries_for_packing, _prepare
+from fastload.prepare import LeftOut, Options, libraries_for_packing, prepare
 from fastload.sources import Item, Source
 from fastload.workers import ordered_map
 
@@ -95,7 +95,7 @@ def check(folders: list[Path], crops: int, seed: int, as_json: bool) -> int:
         return 2
     totals = Totals()
     threads = usable_cores()
-    with _libraries_for_packing(), cli._progress("checking") as progress:
+    with libraries_for_packing(), cli._progress("checking") as progress:
         results = ordered_map(
             lambda file: check_file(file, crops, seed), files, threads=threads, ahead=2 * threads, name="check-tiles"
         )
@@ -120,8 +120,8 @@ def check(folders: list[Path], crops: int, seed: int, as_json: bool) -> int:
 
 def check_file(path: Path, crops: int, seed: int) -> Checked:
     """Pack a file as far as its record, and compare crops with the file's own pixels."""
-    prepared = _prepare(Item(str(path), str(path)), Source("flat", [], None, 0, []), Options(), None)
-    if isinstance(prepared, _LeftOut):
+    prepared = prepare(Item(str(path), str(path)), Source("flat", [], None, 0, []), Options(), None)
+    if isinstance(prepared, LeftOut):
         return Checked(str(path), None, prepared.reason)
     (stored,) = record.parse(record.build([prepared.image]))
     result = Checked(str(path), prepared.outcome, tiles.OUTCOMES[prepared.outcome])

@@ -24,7 +24,7 @@ from PIL import Image
 
 from fastload import decode, jpeg, record, tiles
 from fastload.geometry import Box
-from fastload.pack import Options, _LeftOut, _prepare
+from fastload.prepare import LeftOut, Options, prepare
 from fastload.sources import Item, Source
 
 CAT, CATS_CROP = "skimage/data/chelsea.png", Box(206, 102, 158, 162)
@@ -63,9 +63,9 @@ def draw(image: Path | None, crop: list[int] | None, out: Path) -> int:
     """Draw the picture for an image, the cat by default; returns the exit status."""
     with tempfile.TemporaryDirectory() as temporary:
         path = image or get_cat(Path(temporary))
-        prepared = _prepare(Item(path.name, str(path)), Source("flat", [], None, 0, []), Options(encode="jpeg"), None)
-    if isinstance(prepared, _LeftOut) or prepared.outcome != tiles.RECUT:
-        reason = prepared.reason if isinstance(prepared, _LeftOut) else tiles.OUTCOMES[prepared.outcome]
+        prepared = prepare(Item(path.name, str(path)), Source("flat", [], None, 0, []), Options(encode="jpeg"), None)
+    if isinstance(prepared, LeftOut) or prepared.outcome != tiles.RECUT:
+        reason = prepared.reason if isinstance(prepared, LeftOut) else tiles.OUTCOMES[prepared.outcome]
         print(f"tools/draw_tiles: {path} has no tiles: {reason}; try another image", file=sys.stderr)
         return 2
     size = prepared.image.height, prepared.image.width
