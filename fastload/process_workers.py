@@ -56,9 +56,10 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         self._workers: list[Any] = []
         self._index_queues: list[Any] = []
         self._shutdown = True  # until torch's constructor says otherwise
+        self._ctrl_c = _CtrlC()
         view = View(
             loader,
-            multiprocessing_context=_Context(loader.multiprocessing_context, loader.threads_per_worker),
+            multiprocessing_context=_Context(loader.multiprocessing_context, loader.threads_per_worker, self._ctrl_c),
             worker_init_fn=_Init(loader.worker_init_fn, self._passes.worker_states),
         )
         try:
@@ -68,10 +69,13 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             if starting and (isinstance(error, (TypeError, AttributeError)) or "pickl" in type(error).__name__.lower()):
                 raise type(error)(f"{error}. {self._advice}") from error
             raise
+        finally:
+            self._ctrl_c.release()
         _wait_for_the_living(self._worker_result_queue, self._workers, self._timeout)
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
+        self._ctrl_c.release()  # all workers are known now, and can be ended
         if self._worker_pids_set:
             torch._C._remove_worker_pids(id(self))  # see `_heard`
             self._worker_pids_set = False
@@ -244,13 +248,41 @@ def _wait_for_the_living(results: Any, workers: list[Any], timeout: float) -> No
     reader._recv = functools.partial(type(reader)._recv, weakref.proxy(reader), read=read)  # type: ignore[attr-defined]
 
 
+class _CtrlC:
+    """Ctrl-C, put off while workers start: in the hooks around a fork Python would swallow it."""
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._came = False
+
+    def hold(self) -> None:
+        """Put it off from now on, in the main thread, which is the one that it interrupts."""
+        if self._before is None and threading.current_thread() is threading.main_thread():
+            self._before = signal.getsignal(signal.SIGINT)
+            if self._before is not None:  # None: a handler that is not Python's
+                signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, *_: object) -> None:
+        self._came = True
+
+    def release(self) -> None:
+        """Let it come, if it came meanwhile."""
+        before, self._before = self._before, None
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+        if self._came:
+            self._came = False
+            signal.raise_signal(signal.SIGINT)
+
+
 class _Context:
     """A multiprocessing context whose processes run `_run`."""
 
-    def __init__(self, context: Any, threads: int | None) -> None:
-        self._context, self._threads = context or torch.multiprocessing, threads
+    def __init__(self, context: Any, threads: int | None, ctrl_c: _CtrlC) -> None:
+        self._context, self._threads, self._ctrl_c = context or torch.multiprocessing, threads, ctrl_c
 
     def Process(self, *, target: Any, args: tuple[Any, ...]) -> Any:  # noqa: N802, multiprocessing's name
+        self._ctrl_c.hold()
         return self._context.Process(target=_run, args=(target, args, self._threads))
 
     def __getattr__(self, name: str) -> Any:

@@ -561,6 +561,28 @@ def test_what_is_stuck_is_a_timeout(kind: Any, persistent: bool, fault: Any) -> 
     assert_works(loader)
 
 
+@every_process
+def test_ctrl_c_while_workers_start(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in a hook around a fork, where Python would swallow it: it is raised, and no worker stays."""
+    armed = [True]
+
+    def interrupt() -> None:
+        if armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGINT)
+
+    os.register_at_fork(after_in_parent=interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    loader = loader_of(Faulty(), multiprocessing_context="fork", **kind)
+    with pytest.raises(KeyboardInterrupt):
+        list(loader)
+    assert not armed
+    assert signal.getsignal(signal.SIGINT) is before
+    gc.collect()
+    assert soon(lambda: not children()), children()
+    assert_works(loader)
+
+
 # --- over and over
 
 
