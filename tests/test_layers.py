@@ -15,7 +15,7 @@ import fastload
 
 LAYERS = (
     "errors geometry order record",
-    "anonymous_memory batch buffers jpeg tiles huffman huffman_writer recut blocks masks store store_writer sources "
+    "anonymous_memory samples batch buffers jpeg tiles huffman huffman_writer recut blocks masks store store_writer sources "
     "labelme pickles small_images label_lists splits workers transforms cache failures worker_info",
     "decode show pictures",
     "prepare",
