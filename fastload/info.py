@@ -18,10 +18,11 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Describe a store in plain values.
 
     Returns a dict: path, format_version, digest, created, source, options, samples, bytes (of the file), image_bytes,
-    quarantined, stored ("records" or "column"), classes (their number), labelled (samples with a label),
-    samples_per_class (smallest, median, largest; None without labels), size (smallest, median and largest width,
-    height and megapixels), tiles (how many images are re-cut, and for each reason why not; {} if they lie in a column),
-    masks (the largest value of each), and shorter_side: a histogram, a list of (from, to, samples) in pixels.
+    quarantined, stored ("records" or "column"), bits (of a value: 8 or 16), dtype ("uint8", "uint16" or "int16"),
+    classes (their number), labelled (samples with a label), samples_per_class (smallest, median, largest; None without
+    labels), size (smallest, median and largest width, height and megapixels), tiles (how many images are re-cut, and
+    for each reason why not; {} if they lie in a column), masks (the largest value of each), and shorter_side: a
+    histogram, a list of (from, to, samples) in pixels.
 
     Raises:
         FileNotFoundError, StoreFormatError: see `Store`.
@@ -41,6 +42,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "image_bytes": int(np.asarray(store.columns["bytes"]).sum()),
         "quarantined": manifest["quarantined"],
         "stored": "column" if "image" in store.columns else "records",
+        "bits": 8 * store.image_dtype.itemsize,
+        "dtype": store.image_dtype.name,
         "classes": len(counts) if store.classes is None else len(store.classes),
         "labelled": int(labelled.any(axis=1).sum()),
         "samples_per_class": _spread(counts) if len(counts) else None,

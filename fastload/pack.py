@@ -31,11 +31,13 @@ from .prepare import (
     MAX_PIXELS,
     Encode,
     Exif,
+    Form,
     LeftOut,
     Options,
     Prepared,
     Shape,
     common_shape,
+    form_of,
     libraries_for_packing,
     prepare,
 )
@@ -77,6 +79,7 @@ def pack(
     tiles: bool = True,
     strip: bool = False,
     background: tuple[int, int, int] | None = None,
+    depth: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -101,6 +104,10 @@ def pack(
         can't be re-cut is kept as it is, and `info` says why. strip: drop EXIF, ICC profiles and comments meanwhile.
     background: the colour (red, green, blue) on which images with transparency are laid; they are stored as PNG without
         it. By default transparency is dropped as `Image.convert("RGB")` does, and the colours behind it appear.
+    depth: bits of the images' values, 8 or 16; None for those of the first image (16 in some PNG, TIFF, PGM and PPM).
+        Images of 16 bits are stored exactly, in blocks, with as many channels as the first has, 1 or 3, and come as
+        uint16; images of 8 bits are widened (255 becomes 65535). A store of 8 bits keeps the upper 8 of 16, and the
+        report's notes say so; JPEGs have 8 bits. With 16 bits "raw" images are blocks too.
     workers: threads, all usable cores by default.
     overwrite: replace an existing store (and no other file) when the new one is complete.
     progress: called with (items done, items in all).
@@ -114,7 +121,7 @@ def pack(
     Example:
         >>> fastload.pack("images/", "db.lmdb", short_side=256)
     """
-    options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip, background)
+    options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip, background, depth)
     final = _checked_destination(source, destination, overwrite)
     _check(options, workers)
     listed = open_source(
@@ -129,7 +136,7 @@ def pack(
         max_pixels=max_pixels,
         ignore=_files_of(final),
     )
-    return _pack(listed, final, options, workers, progress)
+    return _pack(listed, final, options, form_of(listed, options), workers, progress)
 
 
 def pack_splits(
@@ -178,26 +185,29 @@ def pack_splits(
         name: listed._replace(items=[listed.items[index] for index in indices.tolist()])
         for name, indices in parts.items()
     }
-    done = {name for name, part in sources.items() if not overwrite and _is_packed(part, finals[name], chosen)}
+    form = form_of(listed, chosen)
+    done = {name for name, part in sources.items() if not overwrite and _is_packed(part, finals[name], chosen, form)}
     for name in sources.keys() - done:
         _checked_destination(source, finals[name], overwrite)
     return {
-        name: _report(part, finals[name]) if name in done else _pack(part, finals[name], chosen, workers, progress)
+        name: _report(part, finals[name])
+        if name in done
+        else _pack(part, finals[name], chosen, form, workers, progress)
         for name, part in sources.items()
     }
 
 
-def _is_packed(source: Source, final: str, options: Options) -> bool:
+def _is_packed(source: Source, final: str, options: Options, form: Form) -> bool:
     """Whether a store is there already, of this very source and these options: an interrupted run made it."""
     try:
-        return Store(final).manifest.get("packed") == _fingerprint(source, options)
+        return Store(final).manifest.get("packed") == _fingerprint(source, options, form)
     except (OSError, FastloadError):
         return False
 
 
-def _fingerprint(source: Source, options: Options) -> str:
+def _fingerprint(source: Source, options: Options, form: Form) -> str:
     """What tells a source and how it is packed from others."""
-    known = json.dumps([source.digest(), asdict(options), version("fastload")])
+    known = json.dumps([source.digest(), asdict(options), form, version("fastload")])
     return f"{record.checksum(known.encode()):016x}"
 
 
@@ -205,6 +215,7 @@ def _pack(
     listed: Source,
     final: str,
     options: Options,
+    form: Form,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> PackReport:
@@ -213,11 +224,12 @@ def _pack(
         raise ValueError("exif is 'ignore', but the masks of a store are upright, as its images then aren't; pack anew")
     created = _creation_time()
     with _only_pack(final), libraries_for_packing():
-        _write(listed, final, options, created, workers or usable_cores(), progress)
-    return _report(listed, final, time.perf_counter() - started)
+        cut = _write(listed, final, options, form, created, workers or usable_cores(), progress)
+    notes = [f"{cut} images of 16 bits were cut to 8; --depth 16 keeps all of their bits"] if cut else []
+    return _report(listed, final, time.perf_counter() - started, notes)
 
 
-def _report(listed: Source, final: str, seconds: float = 0.0) -> PackReport:
+def _report(listed: Source, final: str, seconds: float = 0.0, notes: Sequence[str] = ()) -> PackReport:
     store = Store(final)
     return PackReport(
         samples=len(store),
@@ -225,7 +237,7 @@ def _report(listed: Source, final: str, seconds: float = 0.0) -> PackReport:
         quarantined=store.manifest["quarantined"],
         bytes=os.path.getsize(final),
         seconds=seconds,
-        notes=tuple(listed.notes),
+        notes=(*listed.notes, *notes),
     )
 
 
@@ -293,14 +305,16 @@ def _write(
     source: Source,
     final: str,
     options: Options,
+    form: Form,
     created: datetime,
     threads: int,
     progress: Callable[[int, int], None] | None,
-) -> None:
-    fingerprint = _fingerprint(source, options)
+) -> int:
+    """Write the store; returns how many images were cut from 16 bits to 8."""
+    fingerprint = _fingerprint(source, options, form)
     if options.encode == "keep" and options.quality is None:
         options = replace(options, encode=source.encode)
-    fixed = common_shape(source, options, threads) if options.encode == "raw" else None
+    fixed = common_shape(source, options, threads) if options.encode == "raw" and not form.deep else None
     columns = {
         "label": ColumnSpec.of(
             "<f8" if source.real else "<i8", (source.label_count,) if source.label_count > 1 else ()
@@ -314,10 +328,10 @@ def _write(
     }
     if fixed is not None:
         columns["image"] = ColumnSpec.of("|u1", fixed)
-    total = len(source.items)
+    total, cut = len(source.items), 0
     with StoreWriter(final, columns, f"{fingerprint} {fixed}") as writer:
         prepared = ordered_map(
-            lambda item: prepare(item, source, options, fixed),
+            lambda item: prepare(item, source, options, fixed, form),
             source.items[writer.done :],
             threads=threads,
             ahead=(4 if options.encode == "raw" else 32) * threads,  # raw images are large
@@ -329,6 +343,7 @@ def _write(
                     writer.leave_out(outcome.item.name, outcome.reason)
                 else:
                     _add(writer, outcome, columns, source)
+                    cut += outcome.cut
                 writer.advance()
                 if progress is not None:
                     progress(writer.done, total)
@@ -338,7 +353,8 @@ def _write(
             raise SourceError(
                 f"none of the {total} files could be packed; the first is {first['name']!r}: {first['reason']}"
             )
-        writer.finish({**_manifest(source, options, fixed, created), "packed": fingerprint})
+        writer.finish({**_manifest(source, options, form, fixed, created), "packed": fingerprint})
+    return cut
 
 
 def _add(writer: StoreWriter, prepared: Prepared, columns: dict[str, ColumnSpec], source: Source) -> None:
@@ -370,10 +386,11 @@ def _creation_time() -> datetime:
         raise ValueError(f"SOURCE_DATE_EPOCH is {epoch!r}; it must be a number of seconds since 1970") from error
 
 
-def _manifest(source: Source, options: Options, fixed: Shape | None, created: datetime) -> dict[str, Any]:
+def _manifest(source: Source, options: Options, form: Form, fixed: Shape | None, created: datetime) -> dict[str, Any]:
+    image = {"name": "image", "kind": "image", "in": "record" if fixed is None else "column"}
     return {
         "fields": [
-            {"name": "image", "kind": "image", "in": "record" if fixed is None else "column"},
+            {**image, **(form._asdict() if form.deep else {})},
             *({"name": name, "kind": "mask", "in": "record", "fill": fill} for name, fill in source.masks.items()),
             {"name": "name", "kind": "text", "in": "record"},
         ],

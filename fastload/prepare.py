@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from . import blocks, decode, geometry, jpeg, masks, record, tiles
+from .blocks import Values
 from .buffers import scratch
 from .errors import DecodeError, FastloadError
 from .geometry import Plan, Size
@@ -30,7 +33,10 @@ Encode = Literal["keep", "jpeg", "raw"]
 Exif = Literal["apply", "ignore"]
 MAX_PIXELS = 1 << 28
 _DEFAULT_QUALITY = 95
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 0x0102, 0x0153
+_PNG_BITS = 24  # where a PNG's header says how many
+_PPM_HEADER = re.compile(rb"P[56]" + 2 * rb"(?:\s|#[^\n]*\n)+\d+" + rb"(?:\s|#[^\n]*\n)+(\d+)")
+_GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 
 
@@ -47,9 +53,10 @@ class Options:
     tiles: bool = True
     strip: bool = False
     background: tuple[int, int, int] | None = None
+    depth: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "max_side", "max_pixels", "quality"):
+        for name in ("short_side", "max_side", "max_pixels", "quality", "depth"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"{name} is {value!r}; it must be a whole number")
@@ -64,6 +71,10 @@ class Options:
             )
         if self.quality is not None and self.encode == "raw":
             raise ValueError("a quality goes with JPEG; raw images are kept exactly")
+        if self.depth not in (None, 8, 16):
+            raise ValueError(f"depth is {self.depth}; images may have 8 or 16 bits")
+        if self.depth == 16 and (self.quality is not None or self.encode == "jpeg"):
+            raise ValueError("depth is 16, and a JPEG has 8 bits; leave quality and encode out, or pack with depth 8")
         if self.background is not None:
             shades = tuple(self.background)
             if len(shades) != 3 or not all(isinstance(shade, int) and 0 <= shade <= 255 for shade in shades):
@@ -86,11 +97,23 @@ Shape = tuple[int, int, int]
 """(height, width, channels)."""
 
 
+class Form(NamedTuple):
+    """What all images of a store are: of type dtype ("uint8", "uint16" or "int16"); of 16 bits also the channels."""
+
+    dtype: str = "uint8"
+    channels: int = 3
+
+    @property
+    def deep(self) -> bool:
+        """Whether they have 16 bits."""
+        return self.dtype != "uint8"
+
+
 class Prepared(NamedTuple):
     """An item that is ready to be written.
 
     image: its image's field. outcome: what became of it (`tiles.OUTCOMES`). size: its upright size. masks: its masks'
-    fields. largest: the largest value of each.
+    fields. largest: the largest value of each. cut: whether it has 16 bits of which 8 are kept.
     """
 
     item: Item
@@ -99,6 +122,7 @@ class Prepared(NamedTuple):
     size: Size
     masks: list[record.Field]
     largest: list[int]
+    cut: bool
 
 
 class LeftOut(NamedTuple):
@@ -109,12 +133,24 @@ class LeftOut(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """What an image file says of itself."""
+    """What an image file says of itself. bits: of a value, 8 or 16, or 0 for what is neither. gray: without colours."""
 
     is_jpeg: bool
     size: Size
     orientation: int
     transparent: bool
+    bits: int
+    gray: bool
+
+
+class _Made(NamedTuple):
+    """An image's field. outcome, cut: as in `Prepared`. whole, size: its upright size before and after it is shrunk."""
+
+    field: record.Field
+    outcome: int
+    whole: Size
+    size: Size
+    cut: bool = False
 
 
 @contextlib.contextmanager
@@ -142,9 +178,8 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
     def shape_of(item: Item) -> Shape | None:
         try:
             if source.store is not None:
-                (height, width), channels = source.store.columns["size"].view(item.sample or 0).tolist(), 3
-                if "image" in source.store.columns:
-                    channels = source.store.columns["image"].shape[2]
+                height, width = source.store.columns["size"].view(item.sample or 0).tolist()
+                channels = source.store.image_channels
             else:
                 image = source.read(item)["image"]
                 if isinstance(image, bytes):
@@ -167,7 +202,31 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
     return common
 
 
-def prepare(item: Item, source: Source, options: Options, fixed: Shape | None) -> Prepared | LeftOut:
+def form_of(source: Source, options: Options) -> Form:
+    """What the images of a source are stored as: what the first one is that can be read, unless the options say it."""
+    if options.depth == 8 or options.quality is not None or options.encode == "jpeg":
+        return Form()
+    with libraries_for_packing():
+        for item in (item for item in source.items if item.problem is None):
+            with contextlib.suppress(OSError, FastloadError):
+                dtype, channels = _own_form(_image_of(item, source, options), options)
+                return Form("uint16" if dtype == "uint8" and options.depth == 16 else dtype, channels)
+    return Form()
+
+
+def _own_form(image: bytes | Values | record.Field, options: Options) -> Form:
+    if isinstance(image, record.Field) and image.codec in (record.JPEG, record.ENCODED) and options.depth == 16:
+        image = bytes(image.payload)
+    if isinstance(image, bytes):
+        facts = _identify(image, options)
+        return Form("uint16" if facts.bits == 16 else "uint8", 1 if facts.gray else 3)
+    if isinstance(image, record.Field):
+        return Form(blocks.dtype_of(image).name if image.codec == record.BLOCKS else "uint8", image.channels)
+    image = _checked_values(image, options)
+    return Form(image.dtype.name, image.shape[2])
+
+
+def prepare(item: Item, source: Source, options: Options, fixed: Shape | None, form: Form) -> Prepared | LeftOut:
     """Read an item and make its fields; what can't be packed comes as `LeftOut`. fixed: the shape of a raw column."""
     if item.problem is not None:
         return LeftOut(item, item.problem)
@@ -175,28 +234,123 @@ def prepare(item: Item, source: Source, options: Options, fixed: Shape | None) -
         store, sample = source.store, item.sample
         if store is not None and sample is not None:
             item = item._replace(name=store.name(sample))
-            kept, pixels = _stored_field(store, sample, options), None
             contents: dict[str, Any] = {name: blocks.read(store[sample][name]) for name in source.masks}
+            image: bytes | Values | record.Field = _stored_field(store, sample, options)
         else:
             contents = source.read(item)
             image = contents["image"]
-            if isinstance(image, bytes):
-                kept, pixels = _kept_field(image, _identify(image, options), options)
-            else:
-                kept, pixels = _raw_field(image), None
-        field, size = _make_field(kept, options)
-        if fixed is not None and (*size, field.channels) != fixed:
-            raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed[:2]}")
-        whole = geometry.upright_size((kept.height, kept.width), kept.orientation)
-        values = [_mask(contents[name], whole, size, source, name, options) for name in source.masks]
-        stored, outcome = tiled(field, pixels if field is kept else None, options)
-        return Prepared(
-            item, stored, outcome, size, [blocks.field_of(v) for v in values], [int(v.max()) for v in values]
-        )
+        made = _deep(image, options, form) if form.deep else _shallow(image, options)
+        if fixed is not None and (*made.size, made.field.channels) != fixed:
+            height, width = made.size
+            raise DecodeError(f"it is {height} x {width} pixels, its header and the other images are {fixed[:2]}")
+        values = [_mask(contents[name], made.whole, made.size, source, name, options) for name in source.masks]
+        fields, largest = [blocks.field_of(v) for v in values], [int(v.max()) for v in values]
+        return Prepared(item, made.field, made.outcome, made.size, fields, largest, made.cut)
     except OSError as error:
         return LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
         return LeftOut(item, str(error) or "not enough memory to decode it")
+
+
+def _image_of(item: Item, source: Source, options: Options) -> bytes | Values | record.Field:
+    """An item's image: a file's bytes, pixels, or the field of a store."""
+    if source.store is not None and item.sample is not None:
+        return _stored_field(source.store, item.sample, options)
+    image: bytes | Values = source.read(item)["image"]
+    return image
+
+
+def _shallow(image: bytes | Values | record.Field, options: Options) -> _Made:
+    """An image as a store of 8 bits keeps it."""
+    pixels, cut = None, False
+    if isinstance(image, bytes):
+        facts = _identify(image, options)
+        (kept, pixels), cut = _kept_field(image, facts, options), facts.bits == 16
+    elif isinstance(image, record.Field) and image.codec != record.BLOCKS:
+        kept = image
+    else:
+        values, orientation = _values_of(image, options)
+        if values.dtype == np.int16:
+            raise DecodeError("its values are int16, and the store has 8 bits; pack with --depth 16")
+        cut = values.dtype == np.uint16
+        kept = _raw_field((values >> 8).astype(np.uint8) if cut else values)._replace(orientation=orientation)
+    field, size = _make_field(kept, options)
+    stored, outcome = tiled(field, pixels if field is kept else None, options)
+    return _Made(stored, outcome, geometry.upright_size((kept.height, kept.width), kept.orientation), size, cut)
+
+
+def _deep(image: bytes | Values | record.Field, options: Options, form: Form) -> _Made:
+    """An image as a store of 16 bits keeps it: as blocks."""
+    values, orientation = _values_of(image, options)
+    whole = geometry.upright_size(values.shape[:2], orientation)
+    size = options.target_size(whole)
+    values = _in_form(values, form)
+    if size != whole:
+        shrunk = np.empty((*size, form.channels), values.dtype)
+        plan = Plan.whole(whole).resized(size)
+        assert plan is not None
+        decode.render(values, orientation, [plan], shrunk)
+        values, orientation = shrunk, 1
+    return _Made(blocks.field_of(values)._replace(orientation=orientation), tiles.NO_JPEG, whole, size)
+
+
+def _in_form(values: Values, form: Form) -> Values:
+    """An image's values in a store's type and channels, 255 as 65535; DecodeError where that can't be."""
+    if values.dtype == np.uint8 and form.dtype == "uint16":
+        values = values.astype(np.uint16) * np.uint16(257)
+    if values.dtype != form.dtype:
+        raise DecodeError(
+            f"its values are {values.dtype}, and the store's are {form.dtype}; pack it into another store"
+        )
+    if values.shape[2] > form.channels:
+        raise DecodeError("it has colours, and the store's images are grey, as the first one is; pack it into another")
+    return values if values.shape[2] == form.channels else np.repeat(values, form.channels, axis=2)
+
+
+def _values_of(image: bytes | Values | record.Field, options: Options) -> tuple[Values, int]:
+    """All that an image's values hold, with one channel where it is grey, and its orientation."""
+    if isinstance(image, record.Field):
+        if image.codec in (record.RAW, record.BLOCKS):
+            return decode.pixels(image), image.orientation
+        return _values_of(bytes(image.payload), options)[0], image.orientation
+    if not isinstance(image, bytes):
+        return _checked_values(image, options), 1
+    facts = _identify(image, options)
+    if not facts.bits:
+        raise DecodeError("its values are neither of 8 nor of 16 bits without a sign; convert it, or use --depth 8")
+    values = _deep_values(image, facts, options) if facts.bits == 16 else _shallow_values(image, facts, options)
+    return values, facts.orientation
+
+
+def _shallow_values(data: bytes, facts: _Facts, options: Options) -> Values:
+    values = decode.pixels(_kept_field(data, facts, options)[0], keep=True)
+    return values[..., :1] if facts.gray else values
+
+
+def _deep_values(data: bytes, facts: _Facts, options: Options) -> Values:
+    values = decode.decode_deep(data)
+    if values.shape[:2] != facts.size:
+        raise DecodeError(f"it decodes to {values.shape[:2]} pixels, its header says {facts.size}")
+    if not facts.transparent or options.background is None:
+        return values[..., : 1 if facts.gray else 3]
+    if values.shape[2] == 4:
+        opaque: npt.NDArray[Any] = values[..., 3:] / 65535
+    else:  # one colour is transparent
+        with _opened(data) as image:
+            opaque = (values != image.info["transparency"]).any(axis=2, keepdims=True)
+    below = np.array(options.background) * 257
+    laid: Values = np.rint(below + opaque * (values[..., :3] - below)).astype(np.uint16)
+    return laid
+
+
+def _checked_values(values: Values, options: Options) -> Values:
+    """Pixels that a source gives, if they can be packed."""
+    if values.dtype not in (np.uint8, np.uint16, np.int16) or values.ndim != 3 or values.shape[2] not in (1, 3):
+        raise DecodeError(
+            f"its pixels are {values.dtype} {values.shape}; they may be uint8, uint16 or int16, (height, width, 1 or 3)"
+        )
+    _check_pixels(values.shape[:2], options)
+    return values
 
 
 def _mask(content: Any, whole: Size, size: Size, source: Source, name: str, options: Options) -> blocks.Values:
@@ -218,7 +372,7 @@ def _mask(content: Any, whole: Size, size: Size, source: Source, name: str, opti
 
 
 def _stored_field(store: Store, index: int, options: Options) -> record.Field:
-    """A sample's image field as it lies in a store, without tiles; its checksum is checked."""
+    """A sample's image field as it lies in a store, without a JPEG's tiles; its checksum is checked."""
     column = store.columns.get("image")
     if column is not None:
         pixels = column[index]
@@ -226,7 +380,9 @@ def _stored_field(store: Store, index: int, options: Options) -> record.Field:
             raise DecodeError("the pixels differ from what was packed (checksum mismatch)")
         field = _raw_field(pixels)
     else:
-        field = store[index]["image"]._replace(tiles=b"")
+        field = store[index]["image"]
+        if field.codec != record.BLOCKS:
+            field = field._replace(tiles=b"")
     _check_pixels((field.height, field.width), options)
     return field if options.exif == "apply" else field._replace(orientation=1)
 
@@ -238,6 +394,8 @@ def _identify(data: bytes, options: Options) -> _Facts:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
             transparent = "A" in image.getbands() or "transparency" in image.info
+            bits = _bits(image, data)
+            gray = image.mode in _GRAY and not (transparent and options.background is not None)
         _check_pixels(size, options)
         if not is_jpeg:
             with _opened(data) as image:
@@ -248,7 +406,21 @@ def _identify(data: bytes, options: Options) -> _Facts:
         raise DecodeError("not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
-    return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1, transparent)
+    return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1, transparent, bits, gray)
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """8 or 16, or 0 for other TIFFs: with a sign, say, or floating. (What has fewer bits is spread over 8.)"""
+    if image.format == "PNG":
+        return 16 if data[_PNG_BITS] == 16 else 8
+    if image.format == "PPM":
+        header = _PPM_HEADER.match(data)
+        return 16 if header is not None and int(header[1]) > 0xFF else 8
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, unsigned = max(tags.get(_BITS_TAG, (1,))), {1} == {*tags.get(_SAMPLE_FORMAT_TAG, (1,))}
+        return 8 if bits <= 8 else 16 if bits == 16 and unsigned else 0
+    return 8
 
 
 def _check_pixels(size: Size, options: Options) -> None:
@@ -342,7 +514,7 @@ def _encoded_field(pixels: Pixels, options: Options) -> record.Field:
     return record.Field(record.JPEG, data, 1, 3, record.REENCODED, width, height)
 
 
-def _raw_field(pixels: Pixels) -> record.Field:
+def _raw_field(pixels: Values) -> record.Field:
     height, width, channels = pixels.shape
     return record.Field(record.RAW, pixels.tobytes(), 1, channels, record.REENCODED, width, height)
 

@@ -6,6 +6,9 @@ Two named databases. `samples` maps an 8-byte big-endian index to a record (see 
     column/NAME/CHUNK        rows of a column as raw little-endian numbers; CHUNK is eight decimal digits
     quarantine/STEP          JSON: a list of {"name", "reason"} that were left out
 
+Where images have 16 bits all of them do, and lie in the records as blocks: in the manifest the field of kind "image"
+then has "dtype", "uint16" or "int16", and "channels", 1 or 3. Without these images are uint8.
+
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
 the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
 (the largest value of each mask, and its payload's checksum), and the images themselves where all of them are raw and of
@@ -232,6 +235,7 @@ class Store:
         manifest: the store's description, as a dict.
         classes: class names by label, or by value of the mask, or None where these have no names.
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
+        image_dtype: NumPy's type of the images: uint8, uint16 or int16. image_channels: 1 or 3.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
 
     Raises:
@@ -259,6 +263,10 @@ class Store:
             name: Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
             for name, c in self.manifest["columns"].items()
         }
+        image: dict[str, Any] = next((f for f in self.manifest["fields"] if f["name"] == "image"), {})
+        column = self.columns.get("image")
+        self.image_dtype: np.dtype[Any] = np.dtype(image.get("dtype", "uint8"))
+        self.image_channels: int = image.get("channels", 3) if column is None else column.shape[2]
 
     def __len__(self) -> int:
         return self._count
@@ -390,6 +398,7 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and isinstance(fields, list)
             and all(f["in"] in ("record", "column") and isinstance(f["name"], str) for f in fields)
             and all(_is_count(f["fill"], 1 << 16) for f in fields if f["kind"] == "mask")
+            and all(_is_image(f) for f in fields if f["kind"] == "image")
             and {"image"} <= set(manifest.get("sample", ["image"])) <= {"image", "label", *masks}
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
@@ -398,6 +407,13 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
         raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error
     if not sane:
         raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
+
+
+def _is_image(field: dict[str, Any]) -> bool:
+    """Whether a field of images is of 8 bits, or says its type and channels and lies in the records."""
+    dtype, channels = field.get("dtype", "uint8"), field.get("channels", 3)
+    deep = dtype in ("uint16", "int16") and field["in"] == "record"
+    return (dtype == "uint8" or deep) and type(channels) is int and channels in (1, 3)
 
 
 def _is_column(spec: dict[str, Any]) -> bool:

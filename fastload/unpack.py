@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from . import blocks, decode, record
+from .blocks import Values
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .store import Store
 
@@ -37,9 +38,10 @@ def unpack(
     """Write the images of a store to files below `folder`, under the names that they had.
 
     Kept files come back byte for byte, re-cut JPEGs as JPEGs of the same pixels, with their EXIF data and profiles.
-    Images that were re-encoded get the suffix of what they are; raw ones are written as PNG. A store that was packed
-    from a list also gets `labels.tsv`, which `fastload pack` reads. Where there are masks, images go to `images`, and
-    masks, as PNG with the same names, to `masks` and `instances`.
+    Images that were re-encoded get the suffix of what they are; raw ones are written as PNG, those of 16 bits too,
+    upright, with the same values. PNG has no negative ones: int16 images are written as .npy, which `numpy.load` reads.
+    A store that was packed from a list also gets `labels.tsv`, which `fastload pack` reads. Where there are masks,
+    images go to `images`, and masks, as PNG with the same names, to `masks` and `instances`.
 
     A file `classes.txt` names the values of masks, for `fastload pack --labels`.
 
@@ -105,11 +107,14 @@ def _file(store: Store, index: int) -> tuple[bytes, str | None, str]:
             raise ChecksumError(f"sample {index} ({sample.name}): the pixels differ from what was packed (checksum)")
         return _png(pixels), ".png", sample.name
     image = sample["image"]
-    if image.codec == record.RAW:
+    if image.codec in (record.RAW, record.BLOCKS):
         try:
-            return _png(decode.pixels(image)), ".png", sample.name
+            pixels = decode.upright(image)
         except DecodeError as error:
             raise StoreError(f"sample {index} ({sample.name}): {error}") from error
+        if pixels.dtype == np.int16:
+            return _npy(pixels), ".npy", sample.name
+        return _png(pixels), ".png", sample.name
     suffix = (".jpg" if image.codec == record.JPEG else ".png") if image.flags & record.REENCODED else None
     if store.manifest["source"] == "labelme":  # the names are those of its JSON files
         kind = Image.open(io.BytesIO(image.payload)).format
@@ -124,8 +129,15 @@ def _masks(store: Store, index: int) -> Iterator[tuple[str, bytes]]:
         yield _MASK_FOLDERS.get(name, name), cv2.imencode(".png", blocks.read(sample[name]))[1].tobytes()
 
 
-def _png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
+def _png(pixels: Values) -> bytes:
     return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()  # OpenCV's order is BGR
+
+
+def _npy(pixels: Values) -> bytes:
+    """An array as NumPy's own file: (height, width), or (height, width, 3)."""
+    file = io.BytesIO()
+    np.save(file, pixels[..., 0] if pixels.shape[2] == 1 else pixels, allow_pickle=False)
+    return file.getvalue()
 
 
 def safe_name(name: str, index: int, suffix: str | None) -> str:
