@@ -172,7 +172,7 @@ class ImageDataset(Dataset[Any]):
 
     @property
     def channels(self) -> int:
-        """1 for grey images that are stored raw (MNIST) or with 16 bits, else 3."""
+        """1 for grey images that are stored raw, in a column (MNIST), or with 16 bits, else 3."""
         return self.store.image_channels
 
     @property

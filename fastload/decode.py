@@ -12,8 +12,9 @@ that a crop touches are read.
 
 The resize is torch's own uint8 kernel (antialiased bilinear, the one behind torchvision's tensors), which runs on
 channels-last memory without the GIL: a third of Pillow's time for pixels within 1 level of it. It takes no offset,
-so a window of a resized picture is cut from a resize that ends where the window ends. 16 bits are resized in float32,
-by the same filter, and rounded to the nearest value.
+so a window of a resized picture is cut from a resize that ends where the window ends. 16 bits are resized in float64,
+by the same filter, and rounded to the nearest value: in float32 it is up to 20 levels off where neighbours are far
+apart, and hardly faster.
 """
 
 from __future__ import annotations
@@ -327,12 +328,8 @@ def _resize_to(picture: Values, scales: Scales, out: Values) -> None:
     if out.dtype == np.uint8:
         _resize(_as_images(picture), out.shape[:2], False, *scales, out=_as_images(out))
         return
-    resized = _resize(_as_images(picture.astype(np.float32)), out.shape[:2], False, *scales)
-    levels = resized[0].permute(1, 2, 0).numpy()
-    limits = np.iinfo(out.dtype)
-    np.rint(levels, levels)
-    np.clip(levels, limits.min, limits.max, levels)
-    np.copyto(out, levels, casting="unsafe")
+    resized = _resize(_as_images(picture.astype(np.float64)), out.shape[:2], False, *scales)
+    np.copyto(out, np.rint(resized[0].permute(1, 2, 0).numpy()), casting="unsafe")
 
 
 def _scratch_picture(purpose: str, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Values:

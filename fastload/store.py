@@ -235,7 +235,7 @@ class Store:
         manifest: the store's description, as a dict.
         classes: class names by label, or by value of the mask, or None where these have no names.
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
-        image_dtype: NumPy's type of the images: uint8, uint16 or int16. image_channels: 1 or 3.
+        image_dtype: the NumPy type of the images: uint8, uint16 or int16.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
 
     Raises:
@@ -264,9 +264,14 @@ class Store:
             for name, c in self.manifest["columns"].items()
         }
         image: dict[str, Any] = next((f for f in self.manifest["fields"] if f["name"] == "image"), {})
-        column = self.columns.get("image")
         self.image_dtype: np.dtype[Any] = np.dtype(image.get("dtype", "uint8"))
-        self.image_channels: int = image.get("channels", 3) if column is None else column.shape[2]
+        self._image_channels: int = image.get("channels", 3)
+
+    @property
+    def image_channels(self) -> int:
+        """1 for grey images that are stored raw, in a column, or with 16 bits, else 3."""
+        column = self.columns.get("image")
+        return self._image_channels if column is None else column.shape[2]
 
     def __len__(self) -> int:
         return self._count

@@ -136,7 +136,7 @@ def _png(pixels: Values) -> bytes:
 def _npy(pixels: Values) -> bytes:
     """An array as NumPy's own file: (height, width), or (height, width, 3)."""
     file = io.BytesIO()
-    np.save(file, pixels[..., 0] if pixels.shape[2] == 1 else pixels, allow_pickle=False)
+    np.save(file, pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     return file.getvalue()
 
 
