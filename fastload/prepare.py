@@ -34,7 +34,8 @@ Exif = Literal["apply", "ignore"]
 MAX_PIXELS = 1 << 28
 _DEFAULT_QUALITY = 95
 _ORIENTATION_TAG, _BITS_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 0x0102, 0x0153
-_PNG_BITS = 24  # where a PNG's header says how many
+_PNG_BITS = 24  # where a PNG's header says how many; the next byte is its kind of colours
+_PNG_GRAY_AND_ALPHA = 4
 _PPM_HEADER = re.compile(rb"P[56]" + 2 * rb"(?:\s|#[^\n]*\n)+\d+" + rb"(?:\s|#[^\n]*\n)+(\d+)")
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
@@ -395,7 +396,7 @@ def _identify(data: bytes, options: Options) -> _Facts:
             size = (image.height, image.width)
             transparent = "A" in image.getbands() or "transparency" in image.info
             bits = _bits(image, data)
-            gray = image.mode in _GRAY and not (transparent and options.background is not None)
+            gray = _is_gray(image, data) and not (transparent and options.background is not None)
         _check_pixels(size, options)
         if not is_jpeg:
             with _opened(data) as image:
@@ -421,6 +422,11 @@ def _bits(image: Image.Image, data: bytes) -> int:
         bits, unsigned = max(tags.get(_BITS_TAG, (1,))), {1} == {*tags.get(_SAMPLE_FORMAT_TAG, (1,))}
         return 8 if bits <= 8 else 16 if bits == 16 and unsigned else 0
     return 8
+
+
+def _is_gray(image: Image.Image, data: bytes) -> bool:
+    """Grey with alpha, 16 bits in a PNG, is RGBA to Pillow."""
+    return image.mode in _GRAY or (image.format == "PNG" and data[_PNG_BITS + 1] == _PNG_GRAY_AND_ALPHA)
 
 
 def _check_pixels(size: Size, options: Options) -> None:
