@@ -328,7 +328,7 @@ def _resize_to(picture: Values, scales: Scales, out: Values) -> None:
     if out.dtype == np.uint8:
         _resize(_as_images(picture), out.shape[:2], False, *scales, out=_as_images(out))
         return
-    if picture.shape[1] == out.shape[1] == 1:  # torch's floating kernel mixes up the rows of a single column
+    if out.shape[1] == 1:  # torch's floating kernel mixes up the rows of a single column; a single row comes out right
         picture, out, scales = picture.swapaxes(0, 1), out.swapaxes(0, 1), scales[::-1]
     resized = _resize(_as_images(np.ascontiguousarray(picture, np.float64)), out.shape[:2], False, *scales)
     np.copyto(out, np.rint(resized[0].permute(1, 2, 0).numpy()), casting="unsafe")

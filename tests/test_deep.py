@@ -507,6 +507,17 @@ def test_pictures_are_those_of_the_whole_image(
     assert np.abs(from_pixels.astype(int) - out).max() <= (0 if exact else 1)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_tiny_size_is_resized_right(channels: int) -> None:
+    """Single rows and columns, where kernels have their special cases."""
+    for height, width, *size in itertools.product((1, 2, 5), (1, 2, 5), (1, 2, 3, 9), (1, 2, 3, 9)):
+        values, out = noise(height, width, channels), np.empty((*size, channels), np.uint16)
+        plan = Plan.whole((height, width)).resized((size[0], size[1]))
+        assert plan is not None
+        decode.render(values, 1, [plan], out)
+        assert np.abs(out - resized(values, (size[0], size[1]))).max() <= 0.501, (height, width, size)
+
+
 def test_large_noise_is_resized_within_a_level() -> None:
     """Where float32 would be 20 levels off: a large picture of neighbours that are far apart, made a little smaller."""
     values = noise(3000, 800, 1)
