@@ -209,7 +209,7 @@ def form_of(source: Source, options: Options) -> Form:
         return Form()
     with libraries_for_packing():
         for item in (item for item in source.items if item.problem is None):
-            with contextlib.suppress(OSError, FastloadError):
+            with contextlib.suppress(OSError, FastloadError, MemoryError):
                 dtype, channels = _own_form(_image_of(item, source, options), options)
                 return Form("uint16" if dtype == "uint8" and options.depth == 16 else dtype, channels)
     return Form()
@@ -345,7 +345,8 @@ def _deep_values(data: bytes, facts: _Facts, options: Options) -> Values:
 
 
 def _checked_values(values: Values, options: Options) -> Values:
-    """Pixels that a source gives, if they can be packed."""
+    """Pixels that a source gives, in this machine's byte order, if they can be packed."""
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype not in (np.uint8, np.uint16, np.int16) or values.ndim != 3 or values.shape[2] not in (1, 3):
         raise DecodeError(
             f"its pixels are {values.dtype} {values.shape}; they may be uint8, uint16 or int16, (height, width, 1 or 3)"

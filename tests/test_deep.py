@@ -255,6 +255,7 @@ def test_8_bits_are_widened_exactly_among_16(stored: Callable[..., Store]) -> No
     expected.append(np.repeat(GRAY[..., None], 3, 2))
     for index, values in enumerate(expected):
         assert np.array_equal(read(store, index), values), index
+        assert store[index]["image"].channels == 3
 
 
 def test_grey_stays_one_channel_and_leaves_colours_out(stored: Callable[..., Store]) -> None:
@@ -306,14 +307,19 @@ def test_parts_share_one_form_and_the_command_line_says_what_was_cut(
     (folder / "a.png").write_bytes(png(RGB))
     for i in range(12):
         (folder / f"b{i}.png").write_bytes(png(noise(9, 9, seed=i)) if i % 2 else by_pillow(eight_bits(9, 9), "PNG"))
-    assert cli.main(["pack", str(folder), str(tmp_path / "x.lmdb"), "--split", "train=0.5,val=0.5"]) == 0
-    stores = [Store(tmp_path / f"x-{part}.lmdb") for part in ("train", "val")]
-    assert [(store.image_dtype, store.image_channels) for store in stores] == [(np.uint16, 3)] * 2
-    capsys.readouterr()
-    command = ["pack", str(folder), str(tmp_path / "y.lmdb"), "--split", "train=0.5,val=0.5", "--depth", "8"]
-    assert cli.main(command) == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if "were cut to 8" in line]
-    assert sum(int(note.split()[1]) for note in set(notes)) == 7 or len(set(notes)) == 1
+    first_in = set()
+    for seed in range(4):
+        split = ["--split", "train=0.5,val=0.5", "--seed", str(seed)]
+        assert cli.main(["pack", str(folder), str(tmp_path / f"{seed}.lmdb"), *split]) == 0
+        stores = [Store(tmp_path / f"{seed}-{part}.lmdb") for part in ("train", "val")]
+        assert [(store.image_dtype, store.image_channels) for store in stores] == [(np.uint16, 3)] * 2
+        first_in.add(stores[0].name(0))
+        capsys.readouterr()
+        assert cli.main(["pack", str(folder), str(tmp_path / f"{seed}c.lmdb"), *split, "--depth", "8"]) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if "were cut to 8" in line]
+        assert sum(int(note.split()[1]) for note in notes) == 7  # an odd number: each part has another share of it
+    assert "a.png" in first_in
+    assert len(first_in) > 1
 
 
 @pytest.mark.parametrize(
@@ -381,6 +387,8 @@ def packed_arrays(path: Path, images: list[Values], **options: Any) -> Store:
 def test_arrays_come_back_in_their_type(tmp_path: Path, dtype: Any, channels: int) -> None:
     images = [noise(30 + i, 200, channels, dtype=dtype, seed=i) for i in range(3)]
     images.append(np.full((5, 6, channels), np.iinfo(dtype).min, dtype))
+    images.append(noise(7, 150, channels, dtype=dtype).astype(np.dtype(dtype).newbyteorder(">")))
+    images.append(np.asfortranarray(noise(140, 5, channels, dtype=dtype)))
     store = packed_arrays(tmp_path / "db.lmdb", images)
     assert (store.image_dtype, store.image_channels) == (dtype, channels)
     dataset = ImageDataset(store.path, on_error="raise", image_type="numpy")
@@ -418,7 +426,7 @@ def test_arrays_of_other_types_are_left_out(tmp_path: Path) -> None:
 
 
 def test_grey_arrays_of_8_bits_and_many_sizes_are_three_equal_channels(tmp_path: Path) -> None:
-    """Kept raw, with their one channel, they are repeated as they are read, mirrored and resized."""
+    """Kept raw, with their one channel, they are repeated as they are read, mirrored, resized and reduced."""
     images = [eight_bits(20 + i, 30, 1) for i in range(3)]
     store = packed_arrays(tmp_path / "db.lmdb", images)
     mirror = ImageDataset(store.path, RandomHorizontalFlip(1), on_error="raise")
@@ -427,6 +435,8 @@ def test_grey_arrays_of_8_bits_and_many_sizes_are_three_equal_channels(tmp_path:
         assert np.array_equal(read(store, index), np.repeat(values, 3, 2))
         assert np.array_equal(mirror[index][0].numpy(), np.repeat(values[:, ::-1], 3, 2).transpose(2, 0, 1))
         assert len({small[index][0][channel].numpy().tobytes() for channel in range(3)}) == 1
+        assert ImageDataset(store.path).read(index, reduce=2).shape == (3, -(-(20 + index) // 2), 15)
+        assert ImageDataset(store.path).read(index, gray=True).shape == (1, 20 + index, 30)
 
 
 # --- pictures
