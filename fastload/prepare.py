@@ -228,7 +228,10 @@ def _own_form(image: bytes | Values | record.Field, options: Options) -> Form:
 
 
 def prepare(item: Item, source: Source, options: Options, fixed: Shape | None, form: Form) -> Prepared | LeftOut:
-    """Read an item and make its fields; what can't be packed comes as `LeftOut`. fixed: the shape of a raw column."""
+    """Read an item and make its fields; what can't be packed comes as `LeftOut`.
+
+    fixed: the shape of a raw column. form: what all images of the store are, from `form_of`.
+    """
     if item.problem is not None:
         return LeftOut(item, item.problem)
     try:
@@ -347,7 +350,8 @@ def _deep_values(data: bytes, facts: _Facts, options: Options) -> Values:
 def _checked_values(values: Values, options: Options) -> Values:
     """Pixels that a source gives, in this machine's byte order, if they can be packed."""
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if values.dtype not in (np.uint8, np.uint16, np.int16) or values.ndim != 3 or values.shape[2] not in (1, 3):
+    fits = values.ndim == 3 and values.shape[2] in (1, 3) and values.size > 0
+    if values.dtype not in (np.uint8, np.uint16, np.int16) or not fits:
         raise DecodeError(
             f"its pixels are {values.dtype} {values.shape}; they may be uint8, uint16 or int16, (height, width, 1 or 3)"
         )

@@ -408,11 +408,12 @@ def test_arrays_of_other_types_are_left_out(tmp_path: Path) -> None:
     """Types, shapes and signs that don't go together, one reason each; none of them stops a pack."""
     signed = noise(4, 5, 1, dtype=np.int16)
     wrong: list[Any] = [signed, noise(4, 5, 1).astype(np.float32), noise(4, 5), noise(4, 5, 2), noise(4, 5, 3)]
+    wrong.append(noise(0, 5, 1))
     store = packed_arrays(tmp_path / "a.lmdb", [noise(4, 5, 1), *wrong])
     assert len(store) == 1
     found = reasons(store)
     assert found["1"] == "its values are int16, and the store's are uint16; pack it into another store"
-    for name in "234":
+    for name in "2346":
         assert "they may be uint8, uint16 or int16" in found[name]
     assert "it has colours" in found["5"]
     store = packed_arrays(tmp_path / "b.lmdb", [signed, noise(4, 5, 1), noise(4, 5, 1, dtype=np.uint8)])
