@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from . import blocks, decode, geometry, jpeg, masks, record, tiles
 from .buffers import scratch
-from .errors import DecodeError, FastloadError
+from .errors import DecodeError, FastloadError, SourceError
+from .fields import Spec, cell, encode
 from .geometry import Plan, Size
 from .jpeg import Pixels
 from .sources import Item, Source
@@ -89,16 +92,13 @@ Shape = tuple[int, int, int]
 class Prepared(NamedTuple):
     """An item that is ready to be written.
 
-    image: its image's field. outcome: what became of it (`tiles.OUTCOMES`). size: its upright size. masks: its masks'
-    fields. largest: the largest value of each.
+    name: of the sample. fields: of its record, without the name: the image first, if it has one, then the masks. cells:
+    its values in the columns.
     """
 
-    item: Item
-    image: record.Field
-    outcome: int
-    size: Size
-    masks: list[record.Field]
-    largest: list[int]
+    name: str
+    fields: list[record.Field]
+    cells: dict[str, Any]
 
 
 class LeftOut(NamedTuple):
@@ -137,27 +137,35 @@ def libraries_for_packing() -> Iterator[None]:
 
 
 def common_shape(source: Source, options: Options, threads: int) -> Shape | None:
-    """The shape that all images will be stored with, None if they differ; headers only, damage is skipped."""
+    """The shape that all images will be stored with, None if they differ; headers only, damage is skipped.
 
-    def shape_of(item: Item) -> Shape | None:
+    Of a dataset, those that were looked at.
+    """
+
+    spec = source.fields.image
+    if spec is None:
+        return None
+
+    def shape_of(item: Item | Mapping[str, Any]) -> Shape | None:
         try:
-            if source.store is not None:
-                (height, width), channels = source.store.columns["size"].view(item.sample or 0).tolist(), 3
+            if source.store is not None and isinstance(item, Item):
+                (height, width), channels = source.store.columns["size"].view(item.sample or 0).tolist(), spec.channels
                 if "image" in source.store.columns:
                     channels = source.store.columns["image"].shape[2]
             else:
-                image = source.read(item)["image"]
+                image = (source.read(item) if isinstance(item, Item) else item)["image"]
                 if isinstance(image, bytes):
                     facts = _identify(image, options)
                     (height, width), channels = geometry.upright_size(facts.size, facts.orientation), 3
                 else:
-                    height, width, channels = image.shape
+                    height, width, channels = _pixels(image, spec, options).shape
         except (OSError, FastloadError):
             return None
         return *options.target_size((height, width)), channels
 
     common: Shape | None = None
-    items = (item for item in source.items if item.problem is None)
+    items: Iterable[Item | Mapping[str, Any]]
+    items = source.first or (item for item in source.items if item.problem is None)
     shapes = ordered_map(shape_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
     with contextlib.closing(shapes):
         for shape in shapes:
@@ -167,52 +175,140 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
     return common
 
 
-def prepare(item: Item, source: Source, options: Options, fixed: Shape | None) -> Prepared | LeftOut:
+def prepare(item: Item, source: Source, *, options: Options, fixed: Shape | None) -> Prepared | LeftOut:
     """Read an item and make its fields; what can't be packed comes as `LeftOut`. fixed: the shape of a raw column."""
     if item.problem is not None:
         return LeftOut(item, item.problem)
+    store, sample = source.store, item.sample
     try:
-        store, sample = source.store, item.sample
         if store is not None and sample is not None:
             item = item._replace(name=store.name(sample))
-            kept, pixels = _stored_field(store, sample, options), None
-            contents: dict[str, Any] = {name: blocks.read(store[sample][name]) for name in source.masks}
+            contents, cells = _stored(sample, store, options)
         else:
-            contents = source.read(item)
-            image = contents["image"]
-            if isinstance(image, bytes):
-                kept, pixels = _kept_field(image, _identify(image, options), options)
-            else:
-                kept, pixels = _raw_field(image), None
-        field, size = _make_field(kept, options)
-        if fixed is not None and (*size, field.channels) != fixed:
-            raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed[:2]}")
-        whole = geometry.upright_size((kept.height, kept.width), kept.orientation)
-        values = [_mask(contents[name], whole, size, source, name, options) for name in source.masks]
-        stored, outcome = tiled(field, pixels if field is kept else None, options)
-        return Prepared(
-            item, stored, outcome, size, [blocks.field_of(v) for v in values], [int(v.max()) for v in values]
-        )
+            contents, cells = source.read(item), {}
+        return _prepared(item, contents, cells, source, options, fixed)
     except OSError as error:
         return LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
         return LeftOut(item, str(error) or "not enough memory to decode it")
 
 
-def _mask(content: Any, whole: Size, size: Size, source: Source, name: str, options: Options) -> blocks.Values:
+def _prepared(
+    item: Item,
+    contents: dict[str, Any],
+    cells: dict[str, Any],
+    source: Source,
+    options: Options,
+    fixed: Shape | None,
+) -> Prepared:
+    """contents: values by their fields' names, or fields out of a store. cells: of its columns."""
+    schema = source.fields
+    kept: list[record.Field] = []
+    whole = size = None
+    cells = {"label": item.labels or (math.nan if source.real else -1,)} | cells
+    if schema.image is not None:
+        found, pixels = _image(contents["image"], schema.image, options)
+        field, size = _make_field(found, options)
+        if fixed is not None and (*size, field.channels) != fixed:
+            raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed[:2]}")
+        whole = geometry.upright_size((found.height, found.width), found.orientation)
+        field, outcome = tiled(field, pixels if field is found else None, options)
+        cells |= {"size": size, "bytes": len(field.payload), "tiles": outcome}
+        cells["checksum"] = record.checksum(field.payload)
+        if fixed is None:
+            kept.append(field)
+        else:
+            cells["image"] = np.frombuffer(field.payload, np.uint8).reshape(fixed)
+    for spec in schema.of_kind("mask"):
+        values = _mask(contents[spec.name], whole, size, source, spec, options.max_pixels)
+        kept.append(blocks.field_of(values))
+        cells |= {f"{spec.name}_max": int(values.max()), f"{spec.name}_checksum": record.checksum(kept[-1].payload)}
+    for spec in schema.others:
+        value = contents.get(spec.name)
+        if isinstance(value, record.Field) and spec.kind != "image":
+            kept.append(value)
+        elif spec.column is None:
+            kept.append(
+                _make_field(_image(value, spec, options)[0], options)[0]
+                if spec.kind == "image"
+                else encode(spec, value)
+            )
+        elif spec.column not in cells or value is not None:
+            cells[spec.column] = cell(spec, value)
+    return Prepared(item.name, kept, cells)
+
+
+def _stored(index: int, store: Store, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a store has of a sample: fields of its record or masks' values by name, and cells of its columns."""
+    sample = store[index]
+    contents: dict[str, Any] = {**sample.fields}
+    if store.schema.image is not None:
+        contents["image"] = _stored_field(store, index, options)
+    contents |= {name: blocks.read(sample[name]) for name in store.masks}
+    columns = {spec.column for spec in store.schema.others if spec.column is not None}
+    return contents, {name: store.columns[name][index] for name in columns}
+
+
+def _image(content: Any, spec: Spec, options: Options) -> tuple[record.Field, Pixels | None]:
+    """An image as a field: of a store, of a file's bytes or of pixels; see `_kept_field` for what goes with it."""
+    if isinstance(content, record.Field):
+        return content, None
+    if isinstance(content, bytes):
+        return _kept_field(content, _identify(content, options), options)
+    pixels = _pixels(content, spec, options)
+    _check_pixels(pixels.shape[:2], options)
+    return _lossless_field(pixels) if spec.type and options.encode == "keep" else _raw_field(pixels), None
+
+
+def _pixels(content: Any, spec: Spec, options: Options) -> Pixels:
+    """Decoded pixels as an array (height, width, channels)."""
+    if isinstance(content, Image.Image):
+        picture = content
+        if picture.mode not in ("L", "RGB"):
+            colour = options.background
+            picture = _laid_on(picture, colour) if colour and _is_transparent(picture) else picture.convert("RGB")
+        content = np.atleast_3d(np.asarray(picture))
+    elif isinstance(content, torch.Tensor):
+        content = content.detach().cpu().movedim(0, -1).numpy() if content.dim() == 3 else content
+    if not isinstance(content, np.ndarray) or content.dtype != np.uint8 or content.ndim != 3:
+        what = f"{content.dtype} {tuple(content.shape)}" if hasattr(content, "shape") else type(content).__name__
+        raise SourceError(f"{spec.name!r} is {what}; an image is uint8, (3 or 1, height, width) as a tensor")
+    pixels: Pixels = content
+    if pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise SourceError(f"{spec.name!r} has the shape {content.shape} (height, width, channels); channels are 1 or 3")
+    if spec.type and pixels.shape[2] > spec.channels:
+        raise SourceError(f"{spec.name!r} has colours, the images before it are grey; let the dataset give one kind")
+    return np.repeat(pixels, 3, 2) if spec.type and pixels.shape[2] < spec.channels else pixels
+
+
+def _lossless_field(pixels: Pixels) -> record.Field:
+    """Pixels as PNG, if that halves them: it takes its time to decode."""
+    raw = _raw_field(pixels)
+    if pixels.shape[2] == 3:
+        data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+        if 2 * len(data) < len(raw.payload):
+            return raw._replace(codec=record.ENCODED, payload=data)
+    return raw
+
+
+def _mask(content: Any, whole: Size | None, size: Size | None, source: Source, spec: Spec, limit: int) -> blocks.Values:
     """The values of a mask, checked against the image's upright size `whole` and the classes, as large as `size`."""
-    values = masks.decode(content, options.max_pixels) if isinstance(content, bytes) else masks.narrowed(content)
+    if isinstance(content, torch.Tensor):
+        content = content.detach().cpu().numpy()
+    values = masks.decode(content, limit) if isinstance(content, bytes) else masks.narrowed(np.asarray(content))
+    if whole is None or size is None:
+        return values
     if values.shape != whole:
         raise DecodeError(
             f"the mask is {values.shape[1]} x {values.shape[0]} pixels, its image {whole[1]} x {whole[0]} "
             "(width x height, upright)"
         )
-    if name == "mask" and source.classes is not None:
-        beyond = values[(values >= len(source.classes)) & (values != source.masks[name])]
+    if spec.name == "mask" and source.classes is not None:
+        beyond = values[(values >= len(source.classes)) & (values != spec.fill)]
         if beyond.size:
             raise DecodeError(
                 f"the mask has the value {beyond.max()}, and the {len(source.classes)} classes are 0 to "
-                f"{len(source.classes) - 1} ({source.masks[name]} means: ignore)"
+                f"{len(source.classes) - 1} ({spec.fill} means: ignore)"
             )
     return masks.resized(values, size) if size != whole else values
 
@@ -237,7 +333,7 @@ def _identify(data: bytes, options: Options) -> _Facts:
         with _opened(data) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
-            transparent = "A" in image.getbands() or "transparency" in image.info
+            transparent = _is_transparent(image)
         _check_pixels(size, options)
         if not is_jpeg:
             with _opened(data) as image:
@@ -317,12 +413,19 @@ def _on_background(data: bytes, colour: tuple[int, int, int]) -> bytes:
     """An image with transparency laid on a colour, as PNG."""
     try:
         with _opened(data) as image:
-            picture = image.convert("RGBA")
+            pixels = np.asarray(_laid_on(image, colour))
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
-    below = Image.new("RGBA", picture.size, tuple(colour))
-    pixels = np.asarray(Image.alpha_composite(below, picture))
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGR))[1].tobytes()
+    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def _laid_on(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, tuple(colour)), picture).convert("RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
 
 
 def _decodes_as_rgb(data: bytes, size: Size) -> bool:

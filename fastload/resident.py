@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from . import record
-from .dataset import IGNORE_LABEL, ImageDataset
+from .dataset import ImageDataset
 from .errors import DecodeError
+from .fields import IGNORE_LABEL
 from .geometry import Box, Plan, Size
 from .order import Indices, SampleRandom, SampleRandoms, Words, mixed
 from .store import Column

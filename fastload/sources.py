@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from . import label_lists, labelme, record, small_images
 from .errors import SourceError
+from .fields import Schema, Spec
 from .store import Store, looks_like_store
 
 Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "store"]
@@ -70,24 +71,40 @@ class Source(NamedTuple):
     """Items in index order, and the names of their classes where labels have names.
 
     format: what the files came from, any of `Format` but auto and store. store: the store that they are in now, if any.
-    masks: the masks that come with each image, and the value of what lies outside of them. read: gives what an item
+    schema: what a sample consists of, where that is more than an image with a label or masks. masks: the masks that
+    come with each image, and the value of what lies outside of them. read: gives what an item
     consists of, by name: the bytes of an image file, or its pixels (height, width, channels); the bytes or values of
     masks. real: labels are floats. encode: how the images are stored unless something else is asked for. content: a
-    checksum of what is in memory already.
+    checksum of what is in memory already. outcomes: packs the items itself, see
+    `torch_datasets`. first: the values of samples that it has looked at.
     """
 
     format: str
-    items: list[Item]
+    items: Sequence[Item]
     classes: list[str] | None
     label_count: int
     notes: list[str]
     store: Store | None = None
+    schema: Schema | None = None
     masks: Mapping[str, int] = {}
     read: Callable[[Item], dict[str, Any]] = read_files
     real: bool = False
     encode: Literal["keep", "raw"] = "keep"
     image_path: Callable[[Item], str] = operator.attrgetter("path")
     content: str = ""
+    outcomes: Callable[..., Iterator[Any]] | None = None
+    first: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def fields(self) -> Schema:
+        """What a sample consists of."""
+        if self.schema is not None:
+            return self.schema
+        masks = tuple(Spec(name, "mask", fill=fill) for name, fill in self.masks.items())
+        label = Spec("label", "real" if self.real else "integer", column="label")
+        specs = (Spec("image", "image"), *(masks or (label,)))
+        names = [spec.name for spec in specs]
+        return Schema({"tuple": [*names]} if len(names) < 3 else {"dict": [[name, name] for name in names]}, specs)
 
     def image_of(self, item: Item) -> Hashable:
         """What tells the image of an item from those of others: two items may be the same file."""
@@ -97,7 +114,7 @@ class Source(NamedTuple):
         """A hash of names, labels, sizes and modification times: what tells an unchanged source from another one."""
         known = repr((self.format, self.classes, self.content))
         digest = hashlib.blake2b(known.encode("utf-8", "surrogatepass"), digest_size=16)
-        for item in self.items:
+        for item in self.items if self.outcomes is None else ():
             paths = {item.path: None, self.image_path(item): None, item.mask: None}
             files = [_stamp(path) for path in paths if path is not None]
             digest.update(repr((item.name, item.labels, *files)).encode("utf-8", "surrogatepass"))
@@ -400,7 +417,7 @@ def _store(path: str) -> Source:
     label_count = column.shape[0] if column.shape else 1
     raw = store.manifest["options"].get("encode") == "raw"
     return Source(
-        *(store.manifest["source"], items, store.classes, label_count, [], store, store.masks),
+        *(store.manifest["source"], items, store.classes, label_count, [], store, store.schema, store.masks),
         real=column.dtype.kind == "f",
         encode="raw" if raw else "keep",
     )

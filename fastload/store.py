@@ -6,11 +6,14 @@ Two named databases. `samples` maps an 8-byte big-endian index to a record (see 
     column/NAME/CHUNK        rows of a column as raw little-endian numbers; CHUNK is eight decimal digits
     quarantine/STEP          JSON: a list of {"name", "reason"} that were left out
 
+The manifest's `fields` are those of a record in their order, its name last, and between them those that lie in columns
+(`label` needs no entry); `sample` is the tree that they make (see `fields`).
+
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
 the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
-(the largest value of each mask, and its payload's checksum), and the images themselves where all of them are raw and of
-one shape (`image`). They are read through the memory map, so opening costs the same for a thousand samples and for a
-hundred million.
+(the largest value of each mask, and its payload's checksum), the images themselves where all of them are raw and of
+one shape (`image`), and other numbers that samples have (`field_NUMBER`). They are read through the memory map, so
+opening costs the same for a thousand samples and for a hundred million.
 
 A reader is safe under threads (a transaction each), fork, spawn and pickling: every process opens the file for
 itself, at first use. LMDB allows one open environment per file and process, so all stores of a process share it. What
@@ -40,6 +43,7 @@ import torch
 
 from . import record
 from .errors import StoreError, StoreFormatError
+from .fields import BOX_FORMATS, KINDS, TYPES, Schema, is_tree
 
 FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
@@ -47,6 +51,7 @@ COLUMN_CHUNK = 64 << 20
 _META_MAGIC = 0xBEEFC0DE
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
+_FIELD_DTYPE = re.compile(r"|\|[biu]1|<[iu][248]|<f[248]|u?int(8|16)")
 sample_key = struct.Struct(">Q").pack
 
 
@@ -231,6 +236,7 @@ class Store:
         path: absolute path of the file.
         manifest: the store's description, as a dict.
         classes: class names by label, or by value of the mask, or None where these have no names.
+        schema: what a sample consists of (see `fields`).
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
 
@@ -252,8 +258,10 @@ class Store:
 
     def _describe(self) -> None:
         self.classes: list[str] | None = self.manifest["classes"]
-        self.field_names: list[str] = [f["name"] for f in self.manifest["fields"] if f["in"] == "record"]
-        self.masks: dict[str, int] = {f["name"]: f["fill"] for f in self.manifest["fields"] if f["kind"] == "mask"}
+        entries = self.manifest["fields"]
+        self.field_names: list[str] = [entry["name"] for entry in entries if entry["in"] == "record"]
+        self.schema = Schema.of_manifest(self.manifest)
+        self.masks: dict[str, int] = {spec.name: spec.fill for spec in self.schema.of_kind("mask")}
         self._count: int = self.manifest["count"]
         self.columns = {
             name: Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
@@ -383,14 +391,14 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
     try:
         fields, columns, classes = manifest["fields"], manifest["columns"], manifest["classes"]
         masks = [field["name"] for field in fields if field["kind"] == "mask"]
+        names = {field["name"] for field in fields}
         sane = (
             _is_count(manifest["count"], 1 << 48)
             and isinstance(manifest["digest"], str)
             and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
             and isinstance(fields, list)
-            and all(f["in"] in ("record", "column") and isinstance(f["name"], str) for f in fields)
-            and all(_is_count(f["fill"], 1 << 16) for f in fields if f["kind"] == "mask")
-            and {"image"} <= set(manifest.get("sample", ["image"])) <= {"image", "label", *masks}
+            and all(_is_field(field, columns) for field in fields)
+            and is_tree(manifest.get("sample", "image"), {"label"} | names)
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
         )
@@ -398,6 +406,23 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
         raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error
     if not sane:
         raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
+
+
+def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
+    shape, column = field.get("shape", []), field.get("column")
+    return (
+        field["in"] in ("record", "column")
+        and isinstance(field["name"], str)
+        and field["kind"] in KINDS
+        and field.get("type", "") in TYPES
+        and _FIELD_DTYPE.fullmatch(field.get("dtype", "")) is not None
+        and (column is None or (field["in"] == "column" and column in columns))
+        and (column is not None or field["kind"] not in ("integer", "real", "vector"))
+        and isinstance(shape, list)
+        and all(_is_count(n, 1 << 32) for n in shape)
+        and _is_count(field.get("fill", 0), 1 << 16)
+        and field.get("format", "") in ("", *BOX_FORMATS)
+    )
 
 
 def _is_column(spec: dict[str, Any]) -> bool:
