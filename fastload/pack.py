@@ -336,10 +336,10 @@ def _write(
                 if progress is not None:
                     progress(writer.done, max(total, writer.done))
         if not writer.count:
-            first = writer.first_left_out()
+            first, what = writer.first_left_out(), "files" if source.outcomes is None else "samples"
             writer.discard()
             raise SourceError(
-                f"none of the {writer.done} samples could be packed; the first is {first['name']!r}: {first['reason']}"
+                f"none of the {writer.done} {what} could be packed; the first is {first['name']!r}: {first['reason']}"
             )
         writer.finish({**_manifest(source, options, fixed, created), "packed": fingerprint})
 

@@ -164,8 +164,7 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
         return *options.target_size((height, width)), channels
 
     common: Shape | None = None
-    items: Iterable[Item | Mapping[str, Any]]
-    items = source.first or (item for item in source.items if item.problem is None)
+    items: Iterable[Any] = source.first or (item for item in source.items if item.problem is None)
     shapes = ordered_map(shape_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
     with contextlib.closing(shapes):
         for shape in shapes:

@@ -1015,7 +1015,7 @@ def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", {"ant/1.jpg": b"text", "ant/2.jpg": b""})
     for encode in ("keep", "raw"):
         with pytest.raises(
-            SourceError, match=r"none of the 2 samples could be packed; the first is 'ant/1\.jpg': not an"
+            SourceError, match=r"none of the 2 files could be packed; the first is 'ant/1\.jpg': not an"
         ):
             pack(tmp_path / "images", tmp_path / "db.lmdb", encode=encode)
         assert os.listdir(tmp_path) == ["images"]
