@@ -162,7 +162,7 @@ def pack_splits(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, PackReport]:
-    """Divide a source into parts and pack each into a store of its own: for "db.lmdb" db-train.lmdb and so on.
+    """Divide a source of files into parts and pack each into a store of its own: for "db.lmdb" db-train.lmdb and so on.
 
     A file that is listed twice is never in two parts. The same source, shares and seed give the same parts anywhere.
 
@@ -175,6 +175,10 @@ def pack_splits(
     Example:
         >>> fastload.pack_splits("images/", "db.lmdb", {"train": 0.9, "val": 0.1}, short_side=256)
     """
+    if not isinstance(source, str | os.PathLike) or options.pop("kinds", None):
+        raise ValueError(
+            "files are divided here; divide a dataset with torch.utils.data.random_split and pack each part"
+        )
     shares = splits.parse_shares(shares) if isinstance(shares, str) else splits.checked_shares(shares)
     stem, suffix = os.path.splitext(os.fspath(destination))
     finals = {name: _checked_destination(source, f"{stem}-{name}{suffix}", True) for name in shares}
