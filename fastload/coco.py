@@ -80,7 +80,7 @@ def read_coco(
     Raises:
         SourceError: the file can't be read, is damaged or contradictory, or none of its images can be packed.
     """
-    path, root = os.fspath(path), os.fspath(root)
+    path, root = os.fspath(path), os.path.realpath(root)
     with _at(path):
         data = _bytes(path)
         content = _content(data)
@@ -238,13 +238,13 @@ def _is_length(value: object) -> bool:
 
 
 def _file(root: str, name: str) -> str:
-    """The path of an image; SourceError if there is none, or it is not below the root."""
+    """The path of an image; SourceError if there is none, or it is not below the root, which has no links in it."""
     known = PureWindowsPath(name) if os.name == "nt" else Path(name)
     if known.anchor or ".." in known.parts:
         raise SourceError(f"file_name {_brief.repr(name)} leads out of {root}; give a root that has all images in it")
     path = os.path.join(root, name)
     if not os.path.isfile(path):
         raise SourceError(f"there is no such file, {path}")
-    if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
+    if not os.path.realpath(path).startswith(os.path.join(root, "")):
         raise SourceError(f"{path} is a link that leads out of {root}; give a root that has all images in it")
     return path
