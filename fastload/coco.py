@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from . import boxes, labelme
 from .errors import SourceError
+from .geometry import Size
 from .samples import EncodedImage, Samples
 
 _MAX_BYTES = 1 << 32
@@ -88,14 +89,11 @@ def read_coco(
         names = _names(content["images"])
         classes = _by_id(content["categories"])
         found = _boxes(content["annotations"], images, {id: label for label, (id, _) in enumerate(classes)})
-    problems, digest = found.problems, hashlib.blake2b(data, digest_size=16)
+    missing, stamps = _looked_up(root, names)
+    problems = {**missing, **found.problems}
+    content_hash = hashlib.blake2b(data, digest_size=16)
+    content_hash.update(stamps.encode())
     del data
-    for place, name in enumerate(names):
-        try:
-            status = os.stat(_file(root, name))
-            digest.update(repr((status.st_size, status.st_mtime_ns)).encode())
-        except (SourceError, OSError) as error:
-            problems.setdefault(place, str(error))
     if names and len(problems) == len(names):
         raise SourceError(
             f"{path}: none of its {len(names)} images can be packed; {names[0]}: {problems[0]}. Names are relative to "
@@ -106,12 +104,7 @@ def read_coco(
     def read(index: int) -> dict[str, Any]:
         file = _file(root, names[index])
         size = labelme.image_size(file, max_pixels)
-        if any(given not in (None, actual) for given, actual in zip(declared[index], size, strict=True)):
-            height, width = map(_brief.repr, declared[index])
-            raise SourceError(
-                f"it is listed as {width} x {height} pixels, but the image has {size[1]} x {size[0]}; was it replaced, "
-                "or turned, after it was annotated?"
-            )
+        _check_size(declared[index], size)
         own = slice(*np.searchsorted(found.image, (index, index + 1)))
         return {
             "image": EncodedImage(Path(file).read_bytes()),
@@ -119,7 +112,7 @@ def read_coco(
             "labels": found.labels[own],
         }
 
-    notes = [f"{found.crowds} boxes around crowds (iscrowd) are left out"] if found.crowds else []
+    notes = [f"boxes around crowds (iscrowd) are left out: {found.crowds}"] if found.crowds else []
     return Samples(
         names=names,
         read=read,
@@ -127,7 +120,7 @@ def read_coco(
         kinds={"boxes": "boxes"},
         classes=[name for _, name in classes],
         notes=notes,
-        content=digest.hexdigest(),
+        content=content_hash.hexdigest(),
     )
 
 
@@ -248,3 +241,25 @@ def _file(root: str, name: str) -> str:
     if not os.path.realpath(path).startswith(os.path.join(root, "")):
         raise SourceError(f"{path} is a link that leads out of {root}; give a root that has all images in it")
     return path
+
+
+def _looked_up(root: str, names: list[str]) -> tuple[dict[int, str], str]:
+    """Why images can't be had, by their places, and what changes when one of the others does."""
+    problems, stamps = dict[int, str](), list[tuple[int, int]]()
+    for place, name in enumerate(names):
+        try:
+            status = os.stat(_file(root, name))
+        except (SourceError, OSError) as error:
+            problems[place] = str(error)
+        else:
+            stamps.append((status.st_size, status.st_mtime_ns))
+    return problems, repr(stamps)
+
+
+def _check_size(declared: tuple[Any, Any], size: Size) -> None:
+    if any(given not in (None, actual) for given, actual in zip(declared, size, strict=True)):
+        height, width = map(_brief.repr, declared)
+        raise SourceError(
+            f"it is listed as {width} x {height} pixels, but the image has {size[1]} x {size[0]}; was it replaced, or "
+            "turned, after it was annotated?"
+        )

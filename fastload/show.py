@@ -21,6 +21,8 @@ from .geometry import Size
 from .pictures import class_colour, draw_boxes, scale_box
 
 Colour = tuple[int, int, int]
+_Legend = dict[int, tuple[Colour, str]]
+"""The colours and names of classes, by their numbers."""
 
 _CELL, _GAP, _TEXT = 160, 8, 18
 _TINT = 0.5
@@ -143,16 +145,13 @@ def sheet_of(
     Raises:
         ValueError: there are no samples, an image is no picture (not of 1 or 3 channels), or boxes are none.
     """
-    pictures, captions, legend = [], [], dict[int, tuple[Colour, str]]()
+    pictures, captions, legend = [], [], _Legend()
     for caption, fields in samples:
         picture, shown = (_crossed_out(fields), {}) if isinstance(fields, str) else _drawn(fields, classes)
         pictures.append(picture)
         captions.append(caption)
         legend |= shown
     return contact_sheet(pictures, captions, columns, legend=[entry for _, entry in sorted(legend.items())])
-
-
-_Legend = dict[int, tuple[Colour, str]]
 
 
 def _drawn(fields: dict[str, Any], classes: Sequence[str] | None) -> tuple[Image.Image, _Legend]:

@@ -104,7 +104,7 @@ def test_crowds_are_left_out_with_a_note(tmp_path: Path) -> None:
     """A box around many people is no box of one; its outline comes in another form, which is not looked at."""
     crowd = annotation(1, iscrowd=1, segmentation={"counts": [3, 5], "size": [HEIGHT, WIDTH]}, bbox=None)
     samples = listed(tmp_path, [image(1), image(2)], [annotation(1), crowd, annotation(2, 7)])
-    assert samples.notes == ["1 boxes around crowds (iscrowd) are left out"]
+    assert samples.notes == ["boxes around crowds (iscrowd) are left out: 1"]
     assert samples.read(0)["labels"].tolist() == [0]
     assert samples.read(1)["labels"].tolist() == [1]
 
