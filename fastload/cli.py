@@ -230,13 +230,14 @@ def _info(arguments: argparse.Namespace) -> int:
     rows: dict[str, Any] = {
         "store": f"{facts['path']}, format {facts['format_version']}, {_bytes(facts['bytes'])}",
         "packed": f"{facts['created']} from {facts['source']}, " + ", ".join(f"{k}={v}" for k, v in changed.items()),
-        "samples": f"{facts['samples']}, {_bytes(facts['image_bytes'])} of images in {facts['stored']}",
+        "samples": str(facts["samples"]) + _stored_images(facts),
+        "fields": ", ".join(f"{field['name']} ({field['kind']})" for field in facts["fields"]),
         "classes": f"{facts['classes']}, {facts['labelled']} samples with a label",
         "per class": _range(facts["samples_per_class"]) if facts["samples_per_class"] else "-",
         "left out": f"{facts['quarantined']}" + (" (--quarantine lists them)" if facts["quarantined"] else ""),
         **({"tiles": _outcomes(facts["tiles"])} if facts["tiles"] else {}),
         **{name: f"values up to {largest}" for name, largest in facts["masks"].items()},
-        **{name: _range(spread) for name, spread in facts["size"].items()},
+        **{name: _range(spread) for name, spread in facts.get("size", {}).items()},
         "digest": facts["digest"],
         **(_figures(facts["stats"]) if arguments.stats else {}),
     }
@@ -244,10 +245,15 @@ def _info(arguments: argparse.Namespace) -> int:
     for name, value in rows.items():
         table.add_row(name, _visible(str(value)))
     _print(table)
-    _print(_histogram(facts["shorter_side"]))
+    if "shorter_side" in facts:
+        _print(_histogram(facts["shorter_side"]))
     if arguments.stats and facts["stats"]["class_counts"]:
         _print(_class_table(facts["stats"]["class_counts"], facts["stats"]["counted"]))
     return 0
+
+
+def _stored_images(facts: dict[str, Any]) -> str:
+    return f", {_bytes(facts['image_bytes'])} of images in {facts['stored']}" if "image_bytes" in facts else ""
 
 
 def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -229,6 +229,7 @@ class ImageDataset(Dataset[Any]):
         """
         if reduce not in (1, *REDUCTIONS):
             raise ValueError(f"reduce is {reduce!r}; it may be 1, 2, 4 or 8")
+        self._check_images()
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is {dtype!r}; it may be {', '.join(map(str, _DTYPES))}")
         index = int(self._checked([operator.index(index)])[0])
@@ -243,6 +244,10 @@ class ImageDataset(Dataset[Any]):
             out = decode.reduced(self._stored(index, size), box, reduce, gray=gray)
         image = torch.from_numpy(out).permute(2, 0, 1)
         return image if dtype == torch.uint8 else image.to(dtype).div_(255)
+
+    def _check_images(self) -> None:
+        if self.store.schema.image is None:
+            raise ValueError(f"{self.store.path} has no images; its fields are {', '.join(self.fields)}")
 
     def _stored(self, index: int, size: Size) -> Pixels | record.Field:
         """Sample `index`, an image of `size`, out of the store, not the cache: pixels must not depend on what it holds.
@@ -262,6 +267,7 @@ class ImageDataset(Dataset[Any]):
         """
         from .show import sheet_of
 
+        self._check_images()
         if indices is None:
             count = min(len(self), 32)
             indices = [place * len(self) // count for place in range(count)]
@@ -274,18 +280,26 @@ class ImageDataset(Dataset[Any]):
         return sheet_of(samples, self.classes, columns if len(views) == 1 else max(2, columns - columns % 2))
 
     def _view(self, transform: Compose) -> ImageDataset:
-        """This dataset with another transform, and errors instead of placeholders."""
+        """This dataset with another transform, and errors instead of placeholders; boxes are (x, y, width, height)."""
         view = copy.copy(self)
         view.transform, view.target_transform, view.on_error = transform, None, "raise"
+        view._values = [Value(value.spec._replace(format=""), None) for value in self._values]
         return view
 
     def _shown(self, index: int) -> dict[str, Any] | str:
-        """A sample's fields by name, or why there are none."""
+        """What is drawn of a sample, or why there is nothing."""
         try:
-            sample = self._load([operator.index(index)])[0]  # not a subclass's own way
+            batch = self._load([operator.index(index)])  # not a subclass's own way
         except DecodeError as error:
             return str(error.__cause__ or error)  # the sample is named below
-        return sample if isinstance(sample, dict) else dict(zip(self.fields, sample, strict=True))
+        values = {name: column[0] for name, column in zip(self.fields, batch.columns, strict=True)}
+        shown = {name: values[name] for name in ("image", *self.store.masks)}
+        boxes = next(iter(self.store.schema.of_kind("boxes")), None)
+        if boxes is not None:
+            shown["boxes"] = values[boxes.name]
+            labels = boxes.name.removesuffix("boxes") + "labels"  # "target.labels" beside "target.boxes"
+            shown |= {"labels": values[labels]} if labels in values else {}
+        return shown
 
     def _caption(self, index: int) -> str:
         if "label" not in self.fields:
@@ -554,7 +568,7 @@ class Reading:
         for field, fill, (_, slots) in zip(others, dataset.store.masks.values(), self._masks, strict=False):
             masks.render(field, size, plans, slots[place], fill)
         for value, field in zip(dataset._values, others[len(self._masks) :], strict=False):
-            self._values[value.spec.name][place] = value.read(field, plans)
+            self._values[value.spec.name][place] = value.read(field, plans if dataset.transform.geometric else [])
 
     def finish(self) -> Batch:
         """The batch, once all parts are filled."""

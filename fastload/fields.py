@@ -40,7 +40,6 @@ Node = str | dict[str, Any]
 IGNORE_LABEL = -100
 """The label of a placeholder: torch's losses ignore it by default."""
 
-BOX_FORMATS = ("XYWH", "XYXY", "CXCYWH")
 TYPES = ("", "int", "bool", "float", "str", "bytes", "json", "scalar", "numpy", "tensor", "pil", "file")
 
 _DEEPEST = 32
@@ -344,13 +343,12 @@ def _called(path: str) -> str:
 def _named(found: list[Spec]) -> tuple[list[Spec], dict[str, str]]:
     """The fields under names that no two have, and with their columns; and the names that were changed.
 
-    The first image is "image". In a pair what follows it is "label" or "mask". "name" is the record's own.
+    The first image is "image". The second of a pair is "label", "mask" or "boxes". "name" is the record's own.
     """
     pictures = [spec for spec in found if spec.kind == "image"]
-    pair = [spec.name for spec in found] == ["0", "1"] and found[0].kind == "image"
     wanted = {pictures[0].name: "image"} if pictures else {}
-    if pair and found[1].kind in ("integer", "mask", "boxes"):
-        wanted["1"] = {"integer": "label"}.get(found[1].kind, found[1].kind)
+    if [spec.name for spec in found] == ["0", "1"] and found[1].kind in ("integer", "mask", "boxes"):
+        wanted["1"] = "label" if found[1].kind == "integer" else found[1].kind
     taken = {"name", *wanted.values()}
     specs = []
     for number, spec in enumerate(found):
@@ -502,8 +500,6 @@ def placeholder(spec: Spec) -> Any:
         if value.dtype.kind == "f":
             value[...] = np.nan
         return restore(spec, value)[0]
-    if spec.kind == "boxes":
-        return np.zeros((0, 4), np.float32)
     if spec.kind == "array":
         empty = np.zeros(0)
         return torch.from_numpy(empty) if spec.type == "tensor" else empty

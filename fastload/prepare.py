@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from . import blocks, decode, geometry, jpeg, masks, record, tiles
+from . import arrays, blocks, boxes, decode, geometry, jpeg, masks, record, tiles
 from .buffers import scratch
 from .errors import DecodeError, FastloadError, SourceError
 from .fields import Spec, cell, encode
@@ -224,17 +224,25 @@ def _prepared(
         cells |= {f"{spec.name}_max": int(values.max()), f"{spec.name}_checksum": record.checksum(kept[-1].payload)}
     for spec in schema.others:
         value = contents.get(spec.name)
-        if isinstance(value, record.Field) and spec.kind != "image":
-            kept.append(value)
-        elif spec.column is None:
-            kept.append(
-                _make_field(_image(value, spec, options)[0], options)[0]
-                if spec.kind == "image"
-                else encode(spec, value)
-            )
+        if spec.column is None:
+            kept.append(_field(value, spec, whole, size, options))
         elif spec.column not in cells or value is not None:
             cells[spec.column] = cell(spec, value)
     return Prepared(item.name, kept, cells)
+
+
+def _field(value: Any, spec: Spec, whole: Size | None, size: Size | None, options: Options) -> record.Field:
+    """A value as a field of a record. whole, size: of the upright image, before and after it was shrunk."""
+    if spec.kind == "image":
+        return _make_field(_image(value, spec, options)[0], options)[0]
+    if spec.kind == "boxes" and whole is not None and size is not None:
+        if isinstance(value, record.Field):
+            found = arrays.read(value)
+        else:
+            found = boxes.checked(boxes.from_format(value, spec.format or "XYWH"), whole)
+        scaled = found if size == whole else boxes.moved(found, [Plan.whole(whole)._replace(size=size)])
+        return arrays.field_of(scaled)
+    return value if isinstance(value, record.Field) else encode(spec, value)
 
 
 def _stored(index: int, store: Store, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -200,9 +200,9 @@ class _Noted(SampleRandom):
 
 def _raw_column(dataset: ImageDataset) -> Column:
     column = dataset.store.columns.get("image")
-    if column is None or dataset.store.masks:
+    if column is None or dataset.store.schema.sample != {"tuple": ["image", "label"]}:
         raise ValueError(
-            f"device_resident=True takes a store of raw images of one size, without masks; {dataset.store.path} is "
+            f"device_resident=True takes a store of raw images of one size and labels; {dataset.store.path} is "
             "none. Pack MNIST, CIFAR or images of one size with `--encode raw`, large ones with `--short-side N` too"
         )
     if dataset.image_type != "tensor" or dataset.target_transform is not None or not dataset.reads_whole_batches:

@@ -18,14 +18,22 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from . import label_lists, labelme, record, small_images
+from . import coco, fields, label_lists, labelme, record, small_images
 from .errors import SourceError
 from .fields import Schema, Spec
+from .samples import Samples
 from .store import Store, looks_like_store
 
-Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "store"]
+Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "coco", "store"]
 
+_FILES = {
+    "list": "file of `name label` lines",
+    "coco": "JSON file of COCO's",
+    "store": "file that `fastload pack` made",
+}
+"""What formats need that are no folders."""
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
+_LOOKED_AT = 32
 _JSON_TRIED = 20  # files at a folder's top, before it is none of labelme's
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 
@@ -147,10 +155,10 @@ def open_source(
     format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file that
     `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two folders
     of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its JSON
-    files), `mnist` and `cifar` (see `small_images`), `store`, or `auto`: a file is a store or a list; a folder is known
-    by MNIST's or CIFAR's files in it, by a labelme file or an image at its top (which makes it flat), by the names of
-    folders of pairs; any other folder has classes.
-    root: where a list's relative names start; the list's own folder by default.
+    files), `mnist` and `cifar` (see `small_images`), `coco` (its JSON file of boxes), `store`, or `auto`: a file is
+        known by how it begins; a folder by MNIST's or CIFAR's files in it, by a labelme file or an image at its top
+        (which makes it flat), by the names of folders of pairs; any other folder has classes.
+    root: where the names of a list, or of COCO's, start; its own folder by default.
     masks: a folder with a mask for each image at `path`, of the same name but for the suffix.
     labels: a text file with the names of a mask's values, a line each, as labelme has it.
     image_column, label_columns: of a list with a header, see `label_lists.read_list`.
@@ -174,13 +182,15 @@ def open_source(
         format = "pairs"
     if format == "auto":
         format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
-    needed = {"list": "file of `name label` lines", "store": "file that `fastload pack` made"}.get(format, "folder")
+    needed = _FILES.get(format, "folder")
     if is_folder == (needed != "folder") and (is_folder or format != "mnist"):
         raise SourceError(
             f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
             f"a {needed}; leave the format out to have it recognised"
         )
-    if format != "list" and (root, image_column, label_columns) != (None, None, None):
+    if (format != "list" and (image_column, label_columns) != (None, None)) or (
+        root and format not in ("list", "coco")
+    ):
         raise SourceError("a root and columns go with a list; folders hold their own files")
     if part is not None and format not in ("mnist", "cifar"):
         raise SourceError(f"part is {part!r}; only MNIST and CIFAR have parts of their own")
@@ -193,6 +203,7 @@ def open_source(
         "labelme": lambda: _labelme(path, labels, max_pixels, ignore),
         "mnist": lambda: _small_images(path, small_images.read_mnist(path, part), "mnist"),
         "cifar": lambda: _small_images(path, small_images.read_cifar(path, part), "cifar"),
+        "coco": lambda: _of_samples(path, coco.read_coco(path, start, max_pixels=max_pixels), "coco"),
         "store": lambda: _store(path),
     }
     source = builders[format]()
@@ -380,6 +391,7 @@ _SIGNS: dict[bool, dict[Format, Callable[[str], object]]] = {
     False: {
         "store": looks_like_store,
         "mnist": small_images.looks_like_mnist,
+        "coco": coco.looks_like_coco,
         "list": lambda path: True,
     },
 }
@@ -457,6 +469,40 @@ def _listed_pair(entry: label_lists.Entry, root: str, names: list[str]) -> Item:
     mask = os.path.join(root, names[int(entry.labels[0])])
     missing = None if os.path.isfile(mask) else f"line {entry.line}: there is no mask {mask}"
     return Item(name, image, (), missing, mask=mask)
+
+
+def _of_samples(path: str, found: Samples, format: str) -> Source:
+    """A source whose samples are dicts; what they consist of is learned from some that are spread over it."""
+    items = [Item(name, path, (), found.problems.get(i), i) for i, name in enumerate(found.names)]
+    whole = [item.sample for item in items if item.problem is None and item.sample is not None]
+    first: list[dict[str, Any]] = []
+    error: Exception | None = None
+    for sample in (whole[place * len(whole) // _LOOKED_AT] for place in range(_LOOKED_AT) if whole):
+        try:
+            first.append(found.read(sample))
+        except (OSError, SourceError) as reason:
+            error = error or reason
+    if items and not first:
+        why = str(error) if error else found.problems[0]
+        raise SourceError(f"{path}: none of the samples looked at can be read; the first: {why}")
+    plain = {name for values in first for name, value in values.items() if value is None or type(value) in (dict, list)}
+    schema = fields.learn(first, dict.fromkeys(plain, "json") | dict(found.kinds)) if first else None
+    assert schema is None or isinstance(schema.sample, dict)
+    names = [spec.name for spec in schema.specs] if schema else []
+    as_pair = names[:1] == ["image"] and names[1:] in (["label"], ["mask"])
+
+    def read(item: Item) -> dict[str, Any]:
+        assert item.sample is not None
+        assert schema is not None
+        return schema.flatten(found.read(item.sample))
+
+    return Source(
+        *(format, items, found.classes, 1, found.notes),
+        schema=schema and schema._replace(sample={"tuple": names} if as_pair else schema.sample),
+        masks={spec.name: spec.fill for spec in schema.of_kind("mask")} if schema else {},
+        read=read,
+        content=found.content,
+    )
 
 
 def _small_images(path: str, found: small_images.SmallImages, format: str) -> Source:

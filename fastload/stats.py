@@ -82,6 +82,8 @@ def statistics(
         >>> normalize = fastload.transforms.Normalize(found.mean, found.std)
     """
     store = Store(path)
+    if store.schema.image is None:
+        raise StoreError(f"{store.path} has no images; its fields are {', '.join(s.name for s in store.schema.specs)}")
     column = store.columns.get("image")
     pixels = np.zeros((3 if column is None else column.shape[2], 256), np.int64)
     mask_values = np.zeros(1 << 16, np.int64)

@@ -34,7 +34,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import lmdb
 import numpy as np
@@ -42,8 +42,9 @@ import numpy.typing as npt
 import torch
 
 from . import record
+from .boxes import Format as BoxFormat
 from .errors import StoreError, StoreFormatError
-from .fields import BOX_FORMATS, KINDS, TYPES, Schema, is_tree
+from .fields import KINDS, TYPES, Schema, is_tree
 
 FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
@@ -421,7 +422,7 @@ def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
         and isinstance(shape, list)
         and all(_is_count(n, 1 << 32) for n in shape)
         and _is_count(field.get("fill", 0), 1 << 16)
-        and field.get("format", "") in ("", *BOX_FORMATS)
+        and field.get("format", "") in ("", *get_args(BoxFormat))
     )
 
 

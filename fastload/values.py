@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from . import decode, fields, record
+from . import arrays, boxes, decode, fields, record
+from .errors import DecodeError
 from .fields import Spec
 from .geometry import Plan
 from .jpeg import Pixels
@@ -30,7 +31,7 @@ class Value:
         self.decoder: Decoder | None = None
 
     def read(self, field: record.Field, plans: list[Plan]) -> Any:
-        """The value in a field, whose checksum is checked. plans: what has become of the sample's image.
+        """The value in a field, whose checksum is checked. plans: what has become of the sample's image, if anything.
 
         Raises:
             ChecksumError, DecodeError: it is damaged.
@@ -38,12 +39,22 @@ class Value:
         if self.spec.kind == "image":
             return as_type(decode.upright(field), self.image_type)
         field.verify()
+        if self.spec.kind == "boxes":
+            return self._boxes(arrays.read(field), plans)
         if self.decoder is not None:
             return self.decoder(memoryview(field.payload))
         return fields.decode(self.spec, field)
 
+    def _boxes(self, found: arrays.Array, plans: list[Plan]) -> Any:
+        if found.dtype != np.float32 or found.ndim != 2 or found.shape[1] != 4:
+            raise DecodeError(f"{self.spec.name!r} is {found.dtype} {found.shape}, boxes are float32 (n, 4)")
+        moved = boxes.to_format(boxes.moved(found, plans) if plans else found, self.spec.format or "XYWH")
+        return torch.from_numpy(moved) if self.spec.type == "tensor" else moved
+
     def placeholder(self) -> Any:
         """What stands for it in a sample that can't be had."""
+        if self.spec.kind == "boxes":
+            return self._boxes(np.zeros((0, 4), np.float32), [])
         if self.spec.kind == "image":
             return as_type(np.zeros((1, 1, self.spec.channels), np.uint8), self.image_type)
         return None if self.decoder is not None else fields.placeholder(self.spec)
