@@ -376,21 +376,34 @@ def _indices(text: str) -> list[int]:
 
 
 def _add_unpack(parser: argparse.ArgumentParser) -> None:
+    from .unpack import Target
+
+    parser.description = "Write a store's samples as files, or as the tar shards that WebDataset reads."
     parser.add_argument("store", metavar="DB")
-    parser.add_argument("folder", metavar="FOLDER", help="where the files go; must be new or empty")
+    parser.add_argument("target", metavar="OUT", help="a new or empty folder, or a new file, out.tar say")
+    parser.add_argument(
+        "--format", choices=get_args(Target), default="folder", help="what OUT is (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size", type=int, metavar="N", help="samples in each of out-000000.tar, ... (default: all in one)"
+    )
     parser.set_defaults(run=_unpack)
 
 
 def _unpack(arguments: argparse.Namespace) -> int:
-    from .unpack import unpack
+    from .unpack import CLASSES, LABELS, shard_names, unpack
 
+    target, size = arguments.target, arguments.shard_size
     with _progress("unpacking") as progress:
-        count = unpack(arguments.store, arguments.folder, progress=progress)
-    print(f"{arguments.folder}: {_count(count, 'sample')}")
-    for name, again in (("labels.tsv", "{}"), ("classes.txt", "{folder} --labels {}")):
-        path = os.path.join(arguments.folder, name)
+        count = unpack(arguments.store, target, format=arguments.format, shard_size=size, progress=progress)
+    if size is not None:
+        shards = shard_names(target, max(1, -(-count // size)))
+        target = shards[0] if len(shards) == 1 else f"{shards[0]} to {os.path.basename(shards[-1])}"
+    print(f"{target}: {_count(count, 'sample')}")
+    for name, again in ((LABELS, "{}"), (CLASSES, "{folder} --labels {}")):
+        path = os.path.join(target, name)
         if os.path.exists(path):
-            source = again.format(shlex.quote(path), folder=shlex.quote(arguments.folder))
+            source = again.format(shlex.quote(path), folder=shlex.quote(target))
             _say(f"`fastload pack {source} DST` packs it again")
     return 0
 

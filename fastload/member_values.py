@@ -17,6 +17,7 @@ from .samples import EncodedImage
 
 IMAGES = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm")
 MASKS = ("mask.png", "seg.png", "label.png", "seg")
+INSTANCES = "instances.png"
 LABELS = ("cls", "label.json")
 
 _TEXTS = ("txt", "text", "transcript", "id")

@@ -35,7 +35,7 @@ from typing import Any
 
 from . import member_values, tar_members
 from .errors import SourceError
-from .member_values import IMAGES, LABELS, MASKS, last_part
+from .member_values import IMAGES, INSTANCES, LABELS, MASKS, last_part
 from .samples import Samples
 
 _PICKLED = frozenset(("pkl", "pickle", "pyd", "pth", "pt", "npz"))
@@ -52,6 +52,10 @@ _DESCRIBED = {
     "instances": ".instances.png",
 }
 
+_APART = (
+    "its key is there before or later too; the members of a sample have to follow one another, as `tar --sort=name` "
+    "writes them"
+)
 _META = re.compile(r"__[^/]*__(/|$)")
 _BRACES = re.compile(r"\{(?:([0-9]{1,9})\.\.([0-9]{1,9})|([^{}]*,[^{}]*))\}")
 _NUMBER = re.compile(r"-[0-9]+$")
@@ -211,7 +215,7 @@ class _Index:
         self.shards, self.labels = shards, labels
         self.keys: list[str] = []
         self.names: list[str] = []
-        self.fields: frozenset[str] = frozenset()
+        self.fields: list[str] = []
         self.problems: dict[int, str] = {}
         self.notes: list[str] = []
         self._shard_of, self._first = array("q"), array("q")
@@ -220,13 +224,13 @@ class _Index:
         self._fields_of: list[dict[str, int]] = []  # by layout: fields, and their places in it
         self._layout_of = array("q")
         self._offsets, self._sizes = array("q"), array("q")
+        self._without_key = 0
 
     def add_shard(self, number: int) -> None:
         """Append the samples of a shard; if it is damaged, then also the shard's own name, and the reason."""
         path, label = self.shards[number], self.labels[number]
         if not os.path.isfile(path):
             raise SourceError(f"{path} is no regular file; give a tar file, a folder of them, or a pattern of names")
-        before = len(self.keys)
         try:
             with open(path, "rb", buffering=0) as file:
                 if file.read(2) == _GZIP:
@@ -240,32 +244,25 @@ class _Index:
         if damage is not None:
             self._add(number, label, ())
             self.problems[len(self.keys) - 1] = f"{label}: {damage}"
-        elif len(self.keys) == before:
-            self.notes.append(f"{label} has no samples")
 
     def _add_members(self, shard: int, file: Any) -> str | None:
         """Append the samples of a file, and say what is wrong with it."""
         damage: str | None = None
-        without_key = 0
 
         def members() -> Iterator[tuple[str, str, tar_members.Member]]:
-            nonlocal damage, without_key
+            nonlocal damage
             try:
                 for member in tar_members.walk(file):
                     key, extension = _split(member.name)
                     if extension and not _META.match(key):
                         yield key, extension, member
                     elif not _META.match(member.name):
-                        without_key += 1
+                        self._without_key += 1
             except SourceError as error:
                 damage = str(error)
 
         for key, found in itertools.groupby(members(), operator.itemgetter(0)):
             self._add(shard, key, ((extension, member) for _, extension, member in found))
-        if without_key:
-            self.notes.append(
-                f"{self.labels[shard]}: {without_key} members have no key or no extension, and are left out"
-            )
         return damage
 
     def _add(self, shard: int, key: str, members: Iterable[tuple[str, tar_members.Member]]) -> None:
@@ -308,9 +305,7 @@ class _Index:
             other = first.setdefault(name, number)
             if other != number:
                 for twice in (other, number):
-                    self._refuse(
-                        twice, "its key comes again later, or came before; a sample's members must lie together"
-                    )
+                    self._refuse(twice, _APART)
                 self.names[number] = f"{name}.{number}"  # no key has a dot there
 
     def choose_fields(self) -> None:
@@ -319,10 +314,12 @@ class _Index:
         self._fields_of = named = [_named(layout) for layout in self._extensions]
         counts: Counter[frozenset[str]] = Counter()
         for number, layout in enumerate(self._layout_of):
+            if not named[layout]:
+                self._refuse(number, "nothing in it can be packed")
             if number not in self.problems:
                 counts[frozenset(named[layout])] += 1
-        self.fields = max(counts, key=lambda fields: (counts[fields], len(fields), sorted(fields)), default=frozenset())
-        missing = [sorted(self.fields - known.keys()) for known in named]
+        self.fields = sorted(max(counts, key=lambda fields: (counts[fields], len(fields), sorted(fields)), default=()))
+        missing = [sorted(set(self.fields) - known.keys()) for known in named]
         for number, layout in enumerate(self._layout_of):
             if missing[layout]:
                 lacks = " and no ".join(_DESCRIBED.get(field, f".{field}") for field in missing[layout])
@@ -330,27 +327,29 @@ class _Index:
         self._note_what_is_left_out()
 
     def _note_what_is_left_out(self) -> None:
-        rare: Counter[str] = Counter()
-        packed = 0
-        for number, layout in enumerate(self._layout_of):
-            if number not in self.problems:
-                packed += 1
-                rare.update(self._fields_of[layout].keys() - self.fields)
+        packed = [layout for number, layout in enumerate(self._layout_of) if number not in self.problems]
+        counts = Counter(field for layout in packed for field in self._fields_of[layout])
         self.notes += [
-            f"{_DESCRIBED.get(field, f'.{field}')} is left out: {count} of {packed} samples have it"
-            for field, count in sorted(rare.items())
+            f"{_DESCRIBED.get(field, f'.{field}')} is left out: {count} of {len(packed)} samples have it"
+            for field, count in sorted(counts.items())
+            if field not in self.fields
         ]
-        pickled = sorted(
-            {extension for layout in self._layouts for extension in layout if last_part(extension) in _PICKLED}
-        )
+        pickled = sorted({extension for layout in self._extensions for extension in layout if _is_pickled(extension)})
         if pickled:
             self.notes.append(
                 f".{', .'.join(pickled)} are left out: such files may hold pickles, and those can run code when they "
                 "are opened; write JSON or .npy instead"
             )
+        if self._without_key:
+            self.notes.append(f"{self._without_key} members are left out: their names have no key, or no extension")
+        empty = sorted(set(range(len(self.shards))).difference(self._shard_of))
+        if empty:
+            self.notes.append(
+                f"{len(empty)} of {len(self.shards)} shards are empty, the first is {self.labels[empty[0]]}"
+            )
 
     def labels_are_words(self) -> bool:
-        """Whether at least half of the labels, as far as looked at, are no whole numbers."""
+        """Whether more than half of the first labels are no whole numbers."""
         if "label" not in self.fields:
             return False
         good = (number for number in range(len(self.keys)) if number not in self.problems)
@@ -398,23 +397,21 @@ class _Index:
 
         return read
 
-    def _contents(self, number: int, fields: Iterable[str]) -> Iterator[tuple[str, str, bytes]]:
+    def _contents(self, number: int, fields: Iterable[str]) -> list[tuple[str, str, bytes]]:
         """These fields of a sample: name, extension and content."""
-        layout, first = self._layout_of[number], self._first[number]
-        extensions = self._extensions[layout]
+        layout, found = self._layout_of[number], []
         try:
             with open(self.shards[self._shard_of[number]], "rb") as file:
                 for field in fields:
                     place = self._fields_of[layout][field]
-                    file.seek(self._offsets[first + place])
-                    data = file.read(self._sizes[first + place])
-                    if len(data) < self._sizes[first + place]:
-                        raise SourceError(
-                            f"{self._place(number)}: the shard was cut short while it was read; start again"
-                        )
-                    yield field, extensions[place], data
+                    file.seek(self._offsets[self._first[number] + place])
+                    size = self._sizes[self._first[number] + place]
+                    found.append((field, self._extensions[layout][place], file.read(size)))
+                    if len(found[-1][2]) < size:
+                        raise SourceError(f"{self._place(number)}: the shard has become shorter; pack it again")
         except OSError as error:
             raise SourceError(f"{self._place(number)}: it can't be read: {error.strerror or error}") from error
+        return found
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -424,20 +421,24 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower() if stem else ""
 
 
+def _is_pickled(extension: str) -> bool:
+    return last_part(extension) in _PICKLED
+
+
 def _named(layout: tuple[str, ...]) -> dict[str, int]:
     """The fields of samples with these extensions, by name: where each is among them."""
-    images = [extension for extension in layout if last_part(extension) in IMAGES and extension not in MASKS]
+    images = [e for e in layout if last_part(e) in IMAGES and e not in (*MASKS, INSTANCES)]
     images.sort(key=lambda extension: (extension.count("."), IMAGES.index(last_part(extension)), extension))
     masks = [extension for extension in MASKS if extension in layout]
     labels = [extension for extension in LABELS if extension in layout]
-    names = {"instances.png": "instances"}
+    names = {INSTANCES: "instances"}
     names |= {found[0]: name for name, found in (("image", images), ("mask", masks), ("label", labels)) if found}
     fields: dict[str, int] = {}
     for place, extension in sorted(enumerate(layout), key=lambda item: item[1] not in names):
         name = names.get(extension, extension)
         while name in fields:
             name += "_"
-        if last_part(extension) not in _PICKLED:
+        if not _is_pickled(extension):
             fields[name] = place
     return fields
 
