@@ -254,10 +254,10 @@ class _Index:
             try:
                 for member in tar_members.walk(file):
                     key, extension = _split(member.name)
-                    if extension and not _META.match(key):
-                        yield key, extension, member
-                    elif not _META.match(member.name):
+                    if not extension and not _META.match(key):
                         self._without_key += 1
+                    elif not _META.match(key):
+                        yield key, extension, member
             except SourceError as error:
                 damage = str(error)
 
