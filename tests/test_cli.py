@@ -413,7 +413,7 @@ def test_unpack_writes_shards(run: Run, store_path: Path, tmp_path: Path) -> Non
     """One tar file, or several, which are named."""
     outcome = run("unpack", store_path, tmp_path / "out.tar", "--format", "tar")
     assert (outcome.status, outcome.out, outcome.err) == (0, f"{tmp_path / 'out.tar'}: 12 samples\n", "")
-    outcome = run("unpack", store_path, tmp_path / "s" / "o.tar", "--format", "tar", "--shard-size", 5)
+    outcome = run("unpack", store_path, tmp_path / "s" / "o.tar", "--format", "tar", "--shard-size", "5")
     assert outcome.out == f"{tmp_path / 's' / 'o-000000.tar'} to o-000002.tar: 12 samples\n"
     names = [*(f"o-00000{number}.tar" for number in range(3)), "o.classes.txt"]
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == names
