@@ -237,11 +237,16 @@ class _Shards(contextlib.AbstractContextManager["_Shards"]):
         return tarfile.open(self._unfinished[-1], "w", format=tarfile.PAX_FORMAT, encoding="utf-8")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None:
-            self._tar.fileobj.close()
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            with contextlib.suppress(OSError):  # a full disk says so once more
+                self._tar.fileobj.close()
             for path in self._unfinished:
                 Path(path).unlink(missing_ok=True)
-            return
+
+    def _finish(self) -> None:
         self._tar.close()
         if self._store.classes:
             self._classes.write_bytes(_lines([name.replace("\n", " ") for name in self._store.classes]))

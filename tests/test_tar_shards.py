@@ -21,7 +21,7 @@ from fastload.errors import SourceError
 from fastload.samples import EncodedImage, Samples
 from fastload.tar_shards import find_shards, looks_like_tar, read_shards
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX only: pipes with names, permissions")
+posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX only: pipes with names, permissions, files of holes")
 
 JPEG = b"\xff\xd8\xff a photograph"
 Files = Iterable[tuple[str, "bytes | str | tarfile.TarInfo"]]
@@ -353,6 +353,7 @@ def test_a_shard_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
         samples.read(1)
 
 
+@posix_only
 def test_a_member_of_gigabytes_is_a_problem(tmp_path: Path) -> None:
     """A file of holes is soon made; it is not read."""
     path = tmp_path / "s.tar"
