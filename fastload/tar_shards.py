@@ -9,7 +9,8 @@ Members are found by their headers and read where they lie; nothing is unpacked 
     .seg.png .mask.png .label.png .seg        `mask`; .instances.png is `instances`
     .cls                                      `label`: whole numbers, or names of classes, numbered in sorted order
     .label.json                               `label`: a list of numbers
-    .json, .txt .text .transcript .id, .npy   what JSON says, text, an array, under their extension
+    .cls2 .index .inx, .json, .npy            whole numbers, what JSON says, an array, under their own extension
+    .txt .text .transcript .id                text
     .pkl .pyd .pth ...                        left out
     anything else                             bytes
 
