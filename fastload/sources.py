@@ -18,13 +18,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from . import coco, fields, label_lists, labelme, record, small_images
+from . import coco, fields, label_lists, labelme, record, small_images, tar_shards
 from .errors import SourceError
 from .fields import Schema, Spec
 from .samples import Samples
 from .store import Store, looks_like_store
 
-Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "coco", "store"]
+Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "coco", "tar", "store"]
 
 _FILES = {
     "list": "file of `name label` lines",
@@ -153,11 +153,12 @@ def open_source(
     """List what is at `path`.
 
     format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file that
-    `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two folders
-    of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its JSON
-    files), `mnist` and `cifar` (see `small_images`), `coco` (its JSON file of boxes), `store`, or `auto`: a file is
-        known by how it begins; a folder by MNIST's or CIFAR's files in it, by a labelme file or an image at its top
-        (which makes it flat), by the names of folders of pairs; any other folder has classes.
+        `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two
+        folders of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its
+        JSON files), `mnist` and `cifar` (see `small_images`), `coco` (its JSON file of boxes), `tar` (WebDataset's
+        shards: a file, a folder of them, or a pattern with braces), `store`, or `auto`: a file is known by how it
+        begins; a folder by MNIST's or CIFAR's files in it, by shards, by a labelme file or an image at its top (which
+        makes it flat), by the names of folders of pairs; any other folder has classes.
     root: where the names of a list, or of COCO's, start; its own folder by default.
     masks: a folder with a mask for each image at `path`, of the same name but for the suffix.
     labels: a text file with the names of a mask's values, a line each, as labelme has it.
@@ -173,7 +174,7 @@ def open_source(
     path = os.fspath(path)
     if format not in get_args(Format):
         raise SourceError(f"format is {format!r}; it may be one of {', '.join(get_args(Format))}")
-    if not os.path.exists(path):
+    if not os.path.exists(path) and not tar_shards.looks_like_tar(path):
         raise SourceError(f"{path}: no such file or folder; give a folder of images or a list of `name label` lines")
     is_folder = os.path.isdir(path)
     if is_folder and not os.access(path, os.R_OK | os.X_OK):
@@ -183,7 +184,7 @@ def open_source(
     if format == "auto":
         format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
     needed = _FILES.get(format, "folder")
-    if is_folder == (needed != "folder") and (is_folder or format != "mnist"):
+    if is_folder == (needed != "folder") and (is_folder or format not in ("mnist", "tar")):
         raise SourceError(
             f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
             f"a {needed}; leave the format out to have it recognised"
@@ -204,6 +205,7 @@ def open_source(
         "mnist": lambda: _small_images(path, small_images.read_mnist(path, part), "mnist"),
         "cifar": lambda: _small_images(path, small_images.read_cifar(path, part), "cifar"),
         "coco": lambda: _of_samples(path, coco.read_coco(path, start, max_pixels=max_pixels), "coco"),
+        "tar": lambda: _of_samples(path, tar_shards.read_shards(path), "tar"),
         "store": lambda: _store(path),
     }
     source = builders[format]()
@@ -383,12 +385,14 @@ _SIGNS: dict[bool, dict[Format, Callable[[str], object]]] = {
     True: {
         "mnist": small_images.looks_like_mnist,
         "cifar": small_images.looks_like_cifar,
+        "tar": tar_shards.looks_like_tar,
         "labelme": _has_annotations,
         "flat": _has_image_at_top,
         "pairs": lambda path: _two_folders(path) or _pair_folders(path),
         "folders": lambda path: True,
     },
     False: {
+        "tar": tar_shards.looks_like_tar,
         "store": looks_like_store,
         "mnist": small_images.looks_like_mnist,
         "coco": coco.looks_like_coco,
