@@ -36,6 +36,11 @@ def last_part(extension: str) -> str:
     return extension.rpartition(".")[2]
 
 
+def is_known(extension: str) -> bool:
+    """Whether `value` makes more of an extension than bytes."""
+    return extension in MASKS or last_part(extension) in (*IMAGES, *_INTEGERS, *_TEXTS, "json", "npy")
+
+
 def value(extension: str, data: bytes) -> Any:
     """The value of a file of this extension, in lower case; its last part decides.
 

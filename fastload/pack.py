@@ -371,7 +371,9 @@ def _columns(source: Source, fixed: Shape | None) -> dict[str, ColumnSpec]:
     if fixed is not None:
         columns["image"] = ColumnSpec.of("|u1", fixed)
     for spec in schema.others:
-        if spec.column is not None and spec.column != "label":
+        if spec.column is None:
+            columns["others_checksum"] = ColumnSpec.of("<u8")
+        elif spec.column != "label":
             columns[spec.column] = ColumnSpec.of(column_dtype(spec), spec.shape)
     return columns
 

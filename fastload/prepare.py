@@ -222,13 +222,16 @@ def _prepared(
         values = _mask(contents[spec.name], whole, size, source, spec, options.max_pixels)
         kept.append(blocks.field_of(values))
         cells |= {f"{spec.name}_max": int(values.max()), f"{spec.name}_checksum": record.checksum(kept[-1].payload)}
+    others: list[record.Field] = []
     for spec in schema.others:
         value = contents.get(spec.name)
         if spec.column is None:
-            kept.append(_field(value, spec, whole, size, options))
+            others.append(_field(value, spec, whole, size, options))
         elif spec.column not in cells or value is not None:
             cells[spec.column] = cell(spec, value)
-    return Prepared(item.name, kept, cells)
+    if others:
+        cells["others_checksum"] = record.joint_checksum(record.checksum(field.payload) for field in others)
+    return Prepared(item.name, kept + others, cells)
 
 
 def _field(value: Any, spec: Spec, whole: Size | None, size: Size | None, options: Options) -> record.Field:

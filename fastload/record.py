@@ -31,7 +31,7 @@ the record's own size.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -50,6 +50,11 @@ _ENTRY = struct.Struct("<BBBBIIIQQQ")
 MAX_FIELDS = 64
 
 checksum = xxhash.xxh3_64_intdigest
+
+
+def joint_checksum(checksums: Iterable[int]) -> int:
+    """The checksum of several fields: of their checksums, 8 bytes each."""
+    return checksum(b"".join(number.to_bytes(8, "little") for number in checksums))
 
 
 class Field(NamedTuple):

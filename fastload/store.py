@@ -12,7 +12,8 @@ The manifest's `fields` are those of a record in their order, its name last, and
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
 the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
 (the largest value of each mask, and its payload's checksum), the images themselves where all of them are raw and of
-one shape (`image`), and other numbers that samples have (`field_NUMBER`). They are read through the memory map, so
+one shape (`image`), other numbers that samples have (`field_NUMBER`), and `others_checksum`, of all payloads of a record
+but the image's, the masks' and the name's. They are read through the memory map, so
 opening costs the same for a thousand samples and for a hundred million.
 
 A reader is safe under threads (a transaction each), fork, spawn and pickling: every process opens the file for
@@ -399,6 +400,7 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
             and isinstance(fields, list)
             and all(_is_field(field, columns) for field in fields)
+            and (not any(_is_other(field) for field in fields) or "others_checksum" in columns)
             and is_tree(manifest.get("sample", "image"), {"label"} | names)
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
@@ -424,6 +426,11 @@ def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
         and _is_count(field.get("fill", 0), 1 << 16)
         and field.get("format", "") in ("", *get_args(BoxFormat))
     )
+
+
+def _is_other(field: dict[str, Any]) -> bool:
+    """Whether a field lies in the record, and is neither the image, nor a mask, nor the name."""
+    return field["in"] == "record" and field["kind"] != "mask" and field["name"] not in ("image", "name")
 
 
 def _is_column(spec: dict[str, Any]) -> bool:

@@ -18,20 +18,24 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 from . import blocks, decode, record
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
-from .member_values import IMAGES
+from .fields import Spec, restore
+from .member_values import IMAGES, is_known
 from .store import Record, Store
+from .values import Value
 
 Target = Literal["folder", "tar"]
 
 _FORBIDDEN = re.compile(r'[\x00<>:"|?*\\]' if os.name == "nt" else r"\x00")
+_ODD = re.compile(r"[^A-Za-z0-9_.-]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MASK_FOLDERS = {"mask": "masks"}
 CLASSES = "classes.txt"
@@ -61,6 +65,8 @@ def unpack(
     Members are `KEY.jpg` or what the image is, `KEY.mask.png` and `KEY.instances.png`, `KEY.cls` with the label where
     any sample has one, -1 where this one has none, `KEY.label.json` where labels are several or real. The same store
     makes the same bytes. `NAME.classes.txt` names the classes. Nothing is there before all of it is.
+
+    Other fields lie beside the image as `NAME.FIELD.txt`, `.npy`, `.json` or `.bin`, in shards as such members.
 
     Returns the number of samples. progress: called with (samples done, samples in all).
 
@@ -99,9 +105,10 @@ def shard_names(target: str | os.PathLike[str], count: int) -> list[str]:
 
 
 class _Sample(NamedTuple):
-    """A sample as files. Fields of other kinds are to be read by `_sample`, and written by the `add` of both targets.
+    """A sample as files.
 
-    name: that it had. suffix: what the image must have now; None: its own. masks: PNGs by field. labels: all of them.
+    name: that it had. suffix: what the image must have now; None: its own. image: empty where there is none. masks:
+    PNGs by field. labels: all of them. others: the other fields by extension.
     """
 
     number: int
@@ -110,13 +117,47 @@ class _Sample(NamedTuple):
     image: bytes
     masks: dict[str, bytes]
     labels: list[int] | list[float]
+    others: dict[str, bytes]
 
 
 def _sample(store: Store, index: int) -> _Sample:
     fields = store[index]
-    image, suffix = _image(store, index, fields)
+    image, suffix = (b"", "") if store.schema.image is None else _image(store, index, fields)
     masks = {mask: cv2.imencode(".png", blocks.read(fields[mask]))[1].tobytes() for mask in store.masks}
-    return _Sample(index, fields.name, suffix, image, masks, np.atleast_1d(store.columns["label"][index]).tolist())
+    labels = np.atleast_1d(store.columns["label"][index]).tolist()
+    others = dict(_other(store, spec, index, fields) for spec in store.schema.others if spec.column != "label")
+    return _Sample(index, fields.name, suffix, image, masks, labels, others)
+
+
+def _other(store: Store, spec: Spec, index: int, sample: Record) -> tuple[str, bytes]:
+    """A field as a file: its extension and bytes. An extension that says what it is stays as it is."""
+    name = _ODD.sub("_", spec.name).strip(".")
+    if spec.kind == "image":
+        return f"{name}.png", _png(decode.upright(sample[spec.name]))
+    if spec.kind == "bytes":
+        data, extension = bytes(sample[spec.name].payload), "bin"
+    elif spec.kind == "text":
+        data, extension = bytes(sample[spec.name].payload), "txt"
+    else:
+        if spec.column is not None:
+            value = restore(spec, store.columns[spec.column][index][None])[0]
+        else:
+            value = Value(spec, None).read(sample[spec.name], [])
+        if spec.kind in ("array", "boxes", "vector"):
+            data, extension = _npy(value), "npy"
+        else:
+            value = value.item() if hasattr(value, "item") else value
+            data, extension = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"), "json"
+    known = name.rpartition(".")[2] == extension or (spec.kind == "bytes" and not is_known(name))
+    return (name if known else f"{name}.{extension}"), data
+
+
+def _npy(value: np.ndarray[Any, Any] | torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    if isinstance(value, torch.Tensor):
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    np.save(file, value, allow_pickle=False)
+    return file.getvalue()
 
 
 def _image(store: Store, index: int, fields: Record) -> tuple[bytes, str | None]:
@@ -170,7 +211,10 @@ class _Folder(contextlib.AbstractContextManager["_Folder"]):
             taken = self._mask_names.take(str(safe.with_suffix(".png")), sample.number)
             safe = PurePosixPath(taken).with_suffix(safe.suffix)
         name = self._names.take(str(safe), sample.number)
-        self._write(f"images/{name}" if self._store.masks else name, sample.image)
+        if sample.image:
+            self._write(f"images/{name}" if self._store.masks else name, sample.image)
+        for extension, content in sample.others.items():
+            self._write(f"{PurePosixPath(name).with_suffix('')}.{extension}", content)
         for field, mask in sample.masks.items():
             self._write(f"{_MASK_FOLDERS.get(field, field)}/{PurePosixPath(name).with_suffix('.png')}", mask)
         texts = ("" if self._real and math.isnan(value) else str(value) for value in sample.labels)
@@ -214,9 +258,11 @@ class _Shards(contextlib.AbstractContextManager["_Shards"]):
 
     def add(self, sample: _Sample) -> None:
         name = safe_name(sample.name, sample.number, sample.suffix)
-        own = PurePosixPath(name).suffix.lower()
-        image = own[1:] if own[1:] in IMAGES else _suffix_of(sample.image)[1:]
-        members = {image: sample.image} | {f"{field}.png": mask for field, mask in sample.masks.items()}
+        members = {f"{field}.png": mask for field, mask in sample.masks.items()} | sample.others
+        if sample.image:
+            own = PurePosixPath(name).suffix.lower()
+            image = own[1:] if own[1:] in IMAGES else _suffix_of(sample.image)[1:]
+            members = {image: sample.image} | members
         if self._several:
             numbers = [None if math.isnan(label) else label for label in sample.labels]
             members["label.json"] = json.dumps(numbers).encode()

@@ -96,9 +96,12 @@ def _check_sample(store: Store, index: int, decode_images: bool) -> Damage | Non
                 raise ChecksumError(f"its {mask} is not the one that was packed at this place")
             if decode_images:
                 blocks.read(sample[mask])
-        for spec in store.schema.others if decode_images else ():
-            if spec.column is None:
-                Value(spec, None).read(sample[spec.name], [])
+        others = [spec for spec in store.schema.others if spec.column is None]
+        found = record.joint_checksum(sample[spec.name].checksum for spec in others)
+        if others and found != store.columns["others_checksum"].view(index):
+            raise ChecksumError("its fields are not those that were packed at this place")
+        for spec in others if decode_images else ():
+            Value(spec, None).read(sample[spec.name], [])
         if store.schema.image is not None:
             _check_image(store, index, sample, decode_images)
     except FastloadError as error:
