@@ -12,9 +12,9 @@ The manifest's `fields` are those of a record in their order, its name last, and
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
 the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
 (the largest value of each mask, and its payload's checksum), the images themselves where all of them are raw and of
-one shape (`image`), other numbers that samples have (`field_NUMBER`), and `others_checksum`, of all payloads of a record
-but the image's, the masks' and the name's. They are read through the memory map, so
-opening costs the same for a thousand samples and for a hundred million.
+one shape (`image`), other numbers that samples have (`field_NUMBER`), and `others_checksum`, of the payloads of a
+record but the image's, the masks' and the name's. They are read through the memory map, so opening costs the same for a
+thousand samples and for a hundred million.
 
 A reader is safe under threads (a transaction each), fork, spawn and pickling: every process opens the file for
 itself, at first use. LMDB allows one open environment per file and process, so all stores of a process share it. What
