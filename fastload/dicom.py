@@ -82,13 +82,13 @@ def _has_magic(path: str) -> bool:
 def quiet() -> Iterator[None]:
     """Keep pydicom's warnings from being shown, in all threads: what matters comes as an error."""
     logger = logging.getLogger("pydicom")
-    was_disabled, logger.disabled = logger.disabled, True
+    propagate, logger.propagate = logger.propagate, False
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pydicom")
             yield
     finally:
-        logger.disabled = was_disabled
+        logger.propagate = propagate
 
 
 def read_dicom(

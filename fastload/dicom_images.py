@@ -250,10 +250,11 @@ def _layout(data: Any) -> Layout:
     def number(keyword: str, allowed: Sequence[int], default: int | None = None) -> int:
         value = data.get(keyword)
         value = default if value is None else value
+        value = int(value) if isinstance(value, int) else value  # a range looks for its subclasses one by one
         if not isinstance(value, int) or value not in allowed:
             within = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else " or ".join(map(str, allowed))
             raise SourceError(f"its {keyword} is {reprlib.repr(value)}; it must be {within}")
-        return int(value)
+        return value
 
     photometric = str(data.get("PhotometricInterpretation") or "").strip()
     if photometric not in _SAMPLES:
@@ -307,8 +308,8 @@ def frame_of(path: str, frame: int, options: Options, dtype: np.dtype[Any]) -> P
             return mapped(values[..., 0], *palette(header.data))
         low, high = int(values.min()), int(values.max())
         with np.errstate(over="ignore"):
-            shown: Pixels = _shown(np.arange(low, high + 1), header, frame, options).astype(dtype)
-        return shown[values - low]
+            shown = _shown(np.arange(low, high + 1), header, frame, options).astype(dtype)
+        return mapped(values, low, shown)
 
 
 def _decoded(file: _File, header: Header, frame: int) -> Pixels:
