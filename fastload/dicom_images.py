@@ -11,6 +11,7 @@ header before the file's own length, or `Options.max_pixels`, has vouched for it
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import reprlib
@@ -147,7 +148,10 @@ def _explained() -> Iterator[None]:
     except MemoryError as error:
         raise SourceError("there is not enough memory to read it") from error
     except Exception as error:  # pydicom's parsers raise whatever a damaged file makes them stumble over
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # EINVAL: of an offset beyond any file
             raise
         raise SourceError(f"it is damaged, or cut short: {_one_line(error)}") from error
 

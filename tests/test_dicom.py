@@ -145,16 +145,16 @@ def reason(path: str | Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def read_all(found: Samples) -> list[str]:
+def read_all(found: Samples) -> dict[int, str]:
     """Read every sample; the reasons of those that can't be. Nothing but SourceError and OSError may come."""
-    reasons = []
+    reasons = {}
     for index in range(len(found.names)):
         try:
             image = found.read(index)["image"]
             assert image.ndim == 3
             assert image.shape[2] in (1, 3)
         except (SourceError, OSError) as error:
-            reasons.append(str(error))
+            reasons[index] = str(error)
     return reasons
 
 
@@ -170,14 +170,13 @@ def item(**elements: Any) -> Dataset:
 
 def test_it_is_known_by_its_magic(tmp_path: Path) -> None:
     """A file is DICOM by four bytes, a folder by one of the first files in it; nothing is read that isn't there."""
-    made(tmp_path / "deep" / "er" / "1" if (tmp_path / "deep" / "er").mkdir(parents=True) else tmp_path / "1", RAMP)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
     made(tmp_path / "deep" / "er" / "scan", RAMP)
-    (tmp_path / "1").rename(tmp_path / "deep" / "2")
     junk = tmp_path / "junk"
     junk.mkdir()
     for number in range(30):
         (junk / f"{number}.txt").write_bytes(b"DICM" * 40 if number % 2 else b"")
-    assert looks_like_dicom(tmp_path / "deep" / "2")
+    assert looks_like_dicom(tmp_path / "deep" / "er" / "scan")
     assert looks_like_dicom(tmp_path)
     assert looks_like_dicom(tmp_path / "deep")
     assert not looks_like_dicom(junk / "0.txt")
@@ -726,18 +725,12 @@ def test_files_without_an_image(tmp_path: Path) -> None:
     assert "no DICOM file" in reason(tmp_path / "empty")
     assert reason(tmp_path) == "it is no regular file"
 
-    def without(*keywords: str, **meta: Any) -> Callable[[Any], None]:
-        def change(data: Any) -> None:
-            for keyword in keywords:
-                del data[keyword]
-            for keyword, value in meta.items():
-                setattr(data.file_meta, keyword, value)
+    def without_pixels(data: Any) -> None:
+        del data.PixelData
 
-        return change
-
-    made(tmp_path / "a", RAMP, extra=without("PixelData", MediaStorageSOPClassUID=uid.BasicTextSRStorage))
+    made(tmp_path / "a", RAMP, extra=without_pixels, SOPClassUID=uid.BasicTextSRStorage)
     assert reason(tmp_path / "a").startswith("there is no image in it (Basic Text SR Storage)")
-    made(tmp_path / "b", RAMP, extra=without(MediaStorageSOPClassUID=uid.MediaStorageDirectoryStorage))
+    made(tmp_path / "b", RAMP, SOPClassUID=uid.MediaStorageDirectoryStorage)
     assert "it is a DICOMDIR" in reason(tmp_path / "b")
 
     def floats(data: Any) -> None:
@@ -786,19 +779,17 @@ def test_the_limit_of_pixels(tmp_path: Path) -> None:
     assert "8 x 6 pixels are more than the limit of 47" in reason(tmp_path / "a", max_pixels=47)
 
 
-def undefined_sequences(depth: int) -> bytes:
-    return struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) * 0 + b"".join(
-        struct.pack("<HH2sHLHHL", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
-        for _ in range(depth)
-    )
+def nested(depth: int) -> bytes:
+    """Sequences of undefined length, each with an item of undefined length in it."""
+    return struct.pack("<HH2sHLHHL", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF) * depth
 
 
 def test_sequences_nested_without_end(tmp_path: Path) -> None:
-    """A hundred thousand of them, in an element that nobody asked for and in one that is read."""
+    """A hundred thousand of them, in an element that nobody asked for."""
     made(tmp_path / "a", RAMP)
     data = (tmp_path / "a").read_bytes()
     place = data.index(struct.pack("<HH2s", 0x0008, 0x0060, b"CS"))
-    (tmp_path / "b").write_bytes(data[:place] + undefined_sequences(100_000) + data[place:])
+    (tmp_path / "b").write_bytes(data[:place] + nested(100_000) + data[place:])
     assert "nested too deep" in reason(tmp_path / "b")
 
 
@@ -848,19 +839,15 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def test_files_cut_short(tmp_path: Path) -> None:
-    """At any length: a reason for the whole file or for its last frame, and never another error."""
-    for number, data in enumerate(bases(tmp_path)):
-        lengths = range(0, len(data) - 2, 1 if number == 0 else 7)
+    """At many lengths: a reason for the whole file or for its last frame, and never another error."""
+    for data in bases(tmp_path):
+        lengths = range(0, len(data) - 8, 5)  # the last 8 bytes end compressed frames
         for length in lengths:
             (tmp_path / f"cut{length}").write_bytes(data[:length])
-        for options in OPTIONS[:1] + OPTIONS[2:3]:
-            found = read_dicom(
-                [(str(n), str(tmp_path / f"cut{n}")) for n in lengths],
-                max_pixels=1 << 16,
-                **{k: v for k, v in options.items() if k != "max_pixels"},
-            )
-            assert len({name.split("#")[0] for name in found.names}) == len(lengths)
-            assert len(read_all(found)) >= len(lengths) - (40 if number in (1, 3) else 0)
+        found = read_dicom([(str(length), str(tmp_path / f"cut{length}")) for length in lengths])
+        last = {name.split("#")[0]: index for index, name in enumerate(found.names)}
+        assert len(last) == len(lengths)
+        assert set(last.values()) <= read_all(found).keys()
 
 
 @pytest.mark.parametrize("seed", range(7))
@@ -876,7 +863,7 @@ def test_flipped_bytes(tmp_path: Path, seed: int) -> None:
         )
         (tmp_path / f"flip{number}").write_bytes(data.tobytes())
     files = [(str(number), str(tmp_path / f"flip{number}")) for number in range(300)]
-    for options in OPTIONS:
+    for options in (OPTIONS[seed % 4], OPTIONS[(seed + 1) % 4]):
         found = read_dicom(files, **({"max_pixels": 1 << 16} | options))
         assert len(found.names) < 100_000
-        assert all(reason and len(reason) < 700 for reason in read_all(found))
+        assert all(0 < len(reason) < 700 for reason in read_all(found).values())
