@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import default_collate
 
 from .buffers import BatchBuffers
+from .fields import Node, build
 from .workers import context
 
 Column = torch.Tensor | list[Any]
@@ -31,11 +32,12 @@ class Batch(Sequence[Any]):
 
     columns: the pictures, a uint8 (or normalised) tensor (n, 3, height, width), or a list where they don't stack; then
     what goes with them: labels, an int64 tensor (n,) or (n, labels); masks, (n, height, width); lists of what a target
-    transform returned. names: of the columns, where a sample is a dict.
+    transform returned. names: of the columns, where a sample is a dict. tree: of these names, where it is more than
+    that (see `fields`).
     """
 
-    def __init__(self, *columns: Column, names: Sequence[str] | None = None) -> None:
-        self.columns, self.names = columns, names
+    def __init__(self, *columns: Column, names: Sequence[str] | None = None, tree: Node | None = None) -> None:
+        self.columns, self.names, self.tree = columns, names, tree
 
     @property
     def images(self) -> Column:
@@ -69,12 +71,15 @@ class Batch(Sequence[Any]):
         return samples if self.names is None else map(self._sample, samples)
 
     def _sample(self, values: Iterable[Any]) -> Any:
-        return tuple(values) if self.names is None else dict(zip(self.names, values, strict=True))
+        if self.names is None:
+            return tuple(values)
+        named = dict(zip(self.names, values, strict=True))
+        return named if self.tree is None else build(self.tree, named)
 
     def split(self, lengths: list[int]) -> list[Batch]:
         """Consecutive batches of these lengths, which share this one's memory."""
         ends = itertools.pairwise(itertools.accumulate(lengths, initial=0))
-        return [Batch(*(column[a:b] for column in self.columns), names=self.names) for a, b in ends]
+        return [Batch(*(c[a:b] for c in self.columns), names=self.names, tree=self.tree) for a, b in ends]
 
 
 def as_list(samples: Sequence[Any]) -> Any:
@@ -260,7 +265,8 @@ def _mapped(samples: Any, of: Callable[[Column, str], Any], name: str = "") -> A
     """Each column of samples by of(column, name), in the samples' structure. name: the innermost dict's key."""
     if isinstance(samples, Batch):
         if samples.names is not None:
-            return {key: of(column, key) for key, column in zip(samples.names, samples.columns, strict=True)}
+            named = {key: of(column, key) for key, column in zip(samples.names, samples.columns, strict=True)}
+            return named if samples.tree is None else build(samples.tree, named, tuples=list)
         return [of(column, name) for column in samples.columns]
     first = samples[0]
     if isinstance(first, Mapping):

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import FastloadError, SourceError, StoreFormatError
+from .fields import KINDS as FIELD_KINDS
 from .pack import pack, pack_splits
 from .prepare import MAX_PIXELS, Encode, Exif
 from .sources import Format
@@ -34,6 +36,7 @@ from .tiles import OUTCOMES, RECUT
 Progress = Callable[[int, int], None]
 
 _WRONG_INPUT = (SourceError, StoreFormatError, FileNotFoundError, FileExistsError, NotADirectoryError, ValueError)
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _PLAIN_SECONDS = 5.0
 _MOST_INDICES = 1_000_000
 _CLASSES_SHOWN = 50
@@ -84,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Pack images and what goes with them into one file: class folders, a folder without labels, a list of names "
-        "and labels (text, CSV, TSV, JSON Lines), pairs of image and mask, labelme's files, MNIST, CIFAR, or a store."
+        "and labels (text, CSV, TSV, JSON Lines), pairs of image and mask, labelme's files, MNIST, CIFAR, a store, or "
+        "any dataset that a function of yours makes."
     )
-    parser.add_argument("source", metavar="SRC", help="a folder, a list or a store")
+    parser.add_argument("source", metavar="SRC", help="a folder, a list, a store, or module:function for a dataset")
     parser.add_argument("destination", metavar="DST", help="the store to write, db.lmdb say")
     parser.add_argument("--format", choices=get_args(Format), default="auto", help="insist on a kind of source")
     parser.add_argument("--masks", metavar="FOLDER", help="a mask for each image, of the same name")
@@ -94,6 +98,9 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="where the names of a list start (default: the list's folder)")
     parser.add_argument("--image-column", metavar="NAME", help="of a list with a header: the files")
     parser.add_argument("--label-columns", metavar="NAME,NAME", help="of a list with a header: the labels")
+    parser.add_argument(
+        "--kind", action="append", type=_kind, metavar="FIELD=KIND", help="what a dataset's field is: 1=mask say"
+    )
     parser.add_argument(
         "--split", metavar="PARTS", help="train=0.8,val=0.2: a store for each; of MNIST or CIFAR also train, or test"
     )
@@ -119,6 +126,13 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     _json(parser)
     parser.set_defaults(run=_pack)
+
+
+def _kind(text: str) -> tuple[str, str]:
+    name, found, kind = text.partition("=")
+    if not found or kind not in FIELD_KINDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no FIELD=KIND; a kind may be {', '.join(FIELD_KINDS)}")
+    return name, kind
 
 
 def _colour(text: str) -> tuple[int, ...]:
@@ -151,15 +165,21 @@ def _pack(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in names}
     columns = arguments.label_columns
     options["label_columns"] = None if columns is None else [column for column in columns.split(",") if column]
+    source = arguments.source
+    if _FACTORY.fullmatch(source) and not os.path.exists(source):
+        source = _made(source)
+        if not hasattr(source, "__getitem__") and not hasattr(source, "__iter__"):
+            raise ValueError(f"{arguments.source} gives {source!r}; name a function that returns a dataset, or a class")
+    options["kinds"] = dict(arguments.kind or ())
     with _progress("packing") as progress:
         if arguments.split is not None and "=" in arguments.split:
             dividing = {"seed": arguments.seed, "stratify": arguments.stratify}
             reports = pack_splits(
-                arguments.source, arguments.destination, arguments.split, progress=progress, **dividing, **options
+                source, arguments.destination, arguments.split, progress=progress, **dividing, **options
             )
         else:
             options["part"] = arguments.split
-            reports = {"": pack(arguments.source, arguments.destination, progress=progress, **options)}
+            reports = {"": pack(source, arguments.destination, progress=progress, **options)}
     for note in dict.fromkeys(note for report in reports.values() for note in report.notes):
         _say(note)
     figures = {part: {k: v for k, v in asdict(report).items() if k != "notes"} for part, report in reports.items()}
@@ -212,14 +232,15 @@ def _info(arguments: argparse.Namespace) -> int:
     rows: dict[str, Any] = {
         "store": f"{facts['path']}, format {facts['format_version']}, {_bytes(facts['bytes'])}",
         "packed": f"{facts['created']} from {facts['source']}, " + ", ".join(f"{k}={v}" for k, v in changed.items()),
-        "samples": f"{facts['samples']}, {_bytes(facts['image_bytes'])} of images in {facts['stored']}",
-        "bits": f"{facts['bits']} ({facts['dtype']})",
+        "samples": str(facts["samples"]) + _stored_images(facts),
+        **({"bits": f"{facts['bits']} ({facts['dtype']})"} if "bits" in facts else {}),
+        "fields": ", ".join(f"{field['name']} ({field['kind']})" for field in facts["fields"]),
         "classes": f"{facts['classes']}, {facts['labelled']} samples with a label",
         "per class": _range(facts["samples_per_class"]) if facts["samples_per_class"] else "-",
         "left out": f"{facts['quarantined']}" + (" (--quarantine lists them)" if facts["quarantined"] else ""),
         **({"tiles": _outcomes(facts["tiles"])} if facts["tiles"] else {}),
         **{name: f"values up to {largest}" for name, largest in facts["masks"].items()},
-        **{name: _range(spread) for name, spread in facts["size"].items()},
+        **{name: _range(spread) for name, spread in facts.get("size", {}).items()},
         "digest": facts["digest"],
         **(_figures(facts["stats"]) if arguments.stats else {}),
     }
@@ -227,10 +248,15 @@ def _info(arguments: argparse.Namespace) -> int:
     for name, value in rows.items():
         table.add_row(name, _visible(str(value)))
     _print(table)
-    _print(_histogram(facts["shorter_side"]))
+    if "shorter_side" in facts:
+        _print(_histogram(facts["shorter_side"]))
     if arguments.stats and facts["stats"]["class_counts"]:
         _print(_class_table(facts["stats"]["class_counts"], facts["stats"]["counted"]))
     return 0
+
+
+def _stored_images(facts: dict[str, Any]) -> str:
+    return f", {_bytes(facts['image_bytes'])} of images in {facts['stored']}" if "image_bytes" in facts else ""
 
 
 def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -353,21 +379,34 @@ def _indices(text: str) -> list[int]:
 
 
 def _add_unpack(parser: argparse.ArgumentParser) -> None:
+    from .unpack import Target
+
+    parser.description = "Write a store's samples as files, or as the tar shards that WebDataset reads."
     parser.add_argument("store", metavar="DB")
-    parser.add_argument("folder", metavar="FOLDER", help="where the files go; must be new or empty")
+    parser.add_argument("target", metavar="OUT", help="a new or empty folder, or a new file, out.tar say")
+    parser.add_argument(
+        "--format", choices=get_args(Target), default="folder", help="what OUT is (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size", type=int, metavar="N", help="samples in each of out-000000.tar, ... (default: all in one)"
+    )
     parser.set_defaults(run=_unpack)
 
 
 def _unpack(arguments: argparse.Namespace) -> int:
-    from .unpack import unpack
+    from .unpack import CLASSES, LABELS, shard_names, unpack
 
+    target, size = arguments.target, arguments.shard_size
     with _progress("unpacking") as progress:
-        count = unpack(arguments.store, arguments.folder, progress=progress)
-    print(f"{arguments.folder}: {_count(count, 'sample')}")
-    for name, again in (("labels.tsv", "{}"), ("classes.txt", "{folder} --labels {}")):
-        path = os.path.join(arguments.folder, name)
+        count = unpack(arguments.store, target, format=arguments.format, shard_size=size, progress=progress)
+    if size is not None:
+        shards = shard_names(target, max(1, -(-count // size)))
+        target = shards[0] if len(shards) == 1 else f"{shards[0]} to {os.path.basename(shards[-1])}"
+    print(f"{target}: {_count(count, 'sample')}")
+    for name, again in ((LABELS, "{}"), (CLASSES, "{folder} --labels {}")):
+        path = os.path.join(target, name)
         if os.path.exists(path):
-            source = again.format(shlex.quote(path), folder=shlex.quote(arguments.folder))
+            source = again.format(shlex.quote(path), folder=shlex.quote(target))
             _say(f"`fastload pack {source} DST` packs it again")
     return 0
 
@@ -519,11 +558,17 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _memory(arguments: argparse.Namespace) -> int:
+    from torch import nn
+
     from .memory import KINDS, check_plot, estimate_memory, plot
 
     if arguments.plot:
         check_plot(arguments.plot)
     model = _made(arguments.model)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"{arguments.model} gives {model!r}; name a function that returns a torch.nn.Module, or a class of them"
+        )
     optimizer = None if arguments.optimizer == "none" else arguments.optimizer
     estimates = [
         estimate_memory(model, arguments.input, size, optimizer, arguments.dtype) for size in arguments.batch_size
@@ -546,26 +591,23 @@ def _memory(arguments: argparse.Namespace) -> int:
 
 
 def _made(name: str) -> Any:
-    """The model of MODULE:FACTORY; the module is looked for in the current folder first."""
+    """What MODULE:FACTORY makes, or is; the module is looked for in the current folder first."""
     from torch import nn
+    from torch.utils.data import Dataset
 
     module_name, _, factory_name = name.partition(":")
     if not module_name or not factory_name:
         raise ValueError(f"{name!r} is no MODULE:FACTORY; write `models:make` for the function `make` in models.py")
     folder = os.getcwd()
-    sys.path.insert(0, folder)
+    if folder not in sys.path:  # and it stays there, for worker processes that import the module too
+        sys.path.insert(0, folder)
     try:
         factory = getattr(importlib.import_module(module_name), factory_name, None)
-        made = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+        return factory() if callable(factory) and not isinstance(factory, nn.Module | Dataset) else factory
     except Exception as error:  # the user's own code; it may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.split(".")[0]):
             raise ValueError(f"there is no module {module_name!r} in {folder} or on Python's path") from None
         raise RuntimeError(f"{name} failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(folder)
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{name} gives {made!r}; name a function that returns a torch.nn.Module, or a class of them")
-    return made
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -29,26 +29,25 @@ import torch
 from torch.utils.data import Dataset
 
 from . import decode, masks, record
-from .batch import Batch
+from .batch import Batch, Column
 from .blocks import Values
 from .buffers import BatchBuffers
 from .cache import ImageCache
 from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
+from .fields import IGNORE_LABEL, leaves, placeholder, restore
 from .geometry import REDUCTIONS, Box, Plan, Size, upright_size
 from .order import Drawn, SampleRandom, mix64
-from .store import Column, Store
+from .store import Column as StoreColumn
+from .store import Store
 from .transforms import Compose, Normalize, full_scale
+from .values import Decoder, ImageType, Value, as_type, packed_type, set_decoders
 from .workers import context
 
 if TYPE_CHECKING:
     import PIL.Image
 
-ImageType = Literal["tensor", "numpy", "pil"]
 OnError = Literal["placeholder", "skip", "raise"]
-
-IGNORE_LABEL = -100
-"""The label of a placeholder: torch's losses ignore it by default."""
 
 _SKIP_TRIES = 100
 _GATHER_BYTES = 4 << 20
@@ -110,7 +109,8 @@ class ImageDataset(Dataset[Any]):
         transform: Callable[[Any], Any] | Any = None,
         target_transform: Callable[[Any], Any] | None = None,
         *,
-        image_type: ImageType = "tensor",
+        image_type: ImageType | None = None,
+        decoder: Decoder | Mapping[str, Decoder] | None = None,
         cache: ImageCache | int | str | None = None,
         on_error: OnError = "placeholder",
         max_failures: int | float | None = None,
@@ -118,19 +118,17 @@ class ImageDataset(Dataset[Any]):
         seed: int = 0,
     ) -> None:
         for name, value, allowed in (("image_type", image_type, ImageType), ("on_error", on_error, OnError)):
-            if value not in get_args(allowed):
+            if value is not None and value not in get_args(allowed):
                 raise ValueError(f"{name} is {value!r}; it may be {', '.join(get_args(allowed))}")
         self.store = Store(path)
+        schema = self.store.schema
         self.transform = Compose.of(transform)
         self.target_transform = target_transform
-        self.image_type: ImageType = image_type
-        if image_type != "tensor" and any(isinstance(t, Normalize) for t in self.transform.rest):
-            raise ValueError(f"Normalize works on tensors, image_type is {image_type!r}; leave one of them out")
-        if image_type == "pil" and (self.image_dtype.name, self.channels) in (
-            ("uint16", 3),
-            ("int16", 1),
-            ("int16", 3),
-        ):
+        self.image_type: ImageType = image_type or packed_type(schema.image)
+        if self.image_type != "tensor" and any(isinstance(t, Normalize) for t in self.transform.rest):
+            raise ValueError(f"Normalize works on tensors, image_type is {self.image_type!r}; leave one of them out")
+        form = (self.image_dtype.name, self.channels)
+        if self.image_type == "pil" and form in (("uint16", 3), ("int16", 1), ("int16", 3)):
             raise ValueError(
                 f"image_type is 'pil', and the images are {self.image_dtype} with {self.channels} channels, which PIL "
                 "has no mode for; take 'tensor' or 'numpy'"
@@ -145,9 +143,14 @@ class ImageDataset(Dataset[Any]):
         self.on_error: OnError = on_error
         self.scaled_decode = scaled_decode
         self.seed = seed
-        self.fields: tuple[str, ...] = tuple(self.store.manifest.get("sample", ("image", "label")))
-        if target_transform is not None and len(self.fields) > 2:
+        self.fields: tuple[str, ...] = tuple(leaves(schema.sample))
+        if target_transform is not None and len(self.fields) != 2:
             raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self.fields)}")
+        self._columns = [spec for spec in schema.others if spec.column is not None]
+        self._values = [Value(spec, image_type) for spec in schema.others if spec.column is None]
+        set_decoders(self._values, decoder)
+        if schema.image is None and self.transform.transforms:
+            raise ValueError(f"{path} has no images that {self.transform} could work on; leave the transform out")
         self.failures = Failures(_limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -172,7 +175,7 @@ class ImageDataset(Dataset[Any]):
 
     @property
     def channels(self) -> int:
-        """1 for grey images that are stored raw, in a column (MNIST), or with 16 bits, else 3."""
+        """1 for grey images that are stored raw (MNIST), with 16 bits, or were packed as such, else 3."""
         return self.store.image_channels
 
     @property
@@ -188,7 +191,7 @@ class ImageDataset(Dataset[Any]):
         """
         rows = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(np.int64)
         names = ["size", "label", *(f"{mask}_checksum" for mask in self.store.masks)]
-        columns = [self.store.columns[name].gather(rows).tobytes() for name in names]
+        columns = [self.store.columns[name].gather(rows).tobytes() for name in names if name in self.store.columns]
         known = repr((len(self), self.classes, self.seed)).encode()
         return f"{record.checksum(known + b''.join(columns)):016x}"
 
@@ -238,6 +241,7 @@ class ImageDataset(Dataset[Any]):
         """
         if reduce not in (1, *REDUCTIONS):
             raise ValueError(f"reduce is {reduce!r}; it may be 1, 2, 4 or 8")
+        self._check_images()
         own: torch.dtype = getattr(torch, self.image_dtype.name)
         dtype = dtype or own
         if dtype not in (own, *_FLOATS):
@@ -257,6 +261,10 @@ class ImageDataset(Dataset[Any]):
         image, scale = torch.from_numpy(out).permute(2, 0, 1), full_scale(own)
         return image if dtype == own else image.to(torch.promote_types(dtype, torch.float32)).div_(scale).to(dtype)
 
+    def _check_images(self) -> None:
+        if self.store.schema.image is None:
+            raise ValueError(f"{self.store.path} has no images; its fields are {', '.join(self.fields)}")
+
     def _stored(self, index: int, size: Size) -> Values | record.Field:
         """Sample `index`, an image of `size`, out of the store, not the cache: pixels must not depend on what it holds.
 
@@ -275,6 +283,7 @@ class ImageDataset(Dataset[Any]):
         """
         from .show import sheet_of
 
+        self._check_images()
         if indices is None:
             count = min(len(self), 32)
             indices = [place * len(self) // count for place in range(count)]
@@ -287,18 +296,26 @@ class ImageDataset(Dataset[Any]):
         return sheet_of(samples, self.classes, columns if len(views) == 1 else max(2, columns - columns % 2))
 
     def _view(self, transform: Compose) -> ImageDataset:
-        """This dataset with another transform, and errors instead of placeholders."""
+        """This dataset with another transform, and errors instead of placeholders; boxes are (x, y, width, height)."""
         view = copy.copy(self)
         view.transform, view.target_transform, view.on_error = transform, None, "raise"
+        view._values = [Value(value.spec._replace(format=""), None) for value in self._values]
         return view
 
     def _shown(self, index: int) -> dict[str, Any] | str:
-        """A sample's fields by name, or why there are none."""
+        """What is drawn of a sample, or why there is nothing."""
         try:
-            sample = self._load([operator.index(index)])[0]  # not a subclass's own way
+            batch = self._load([operator.index(index)])  # not a subclass's own way
         except DecodeError as error:
             return str(error.__cause__ or error)  # the sample is named below
-        return sample if isinstance(sample, dict) else dict(zip(self.fields, sample, strict=True))
+        values = {name: column[0] for name, column in zip(self.fields, batch.columns, strict=True)}
+        shown = {name: values[name] for name in ("image", *self.store.masks)}
+        boxes = next(iter(self.store.schema.of_kind("boxes")), None)
+        if boxes is not None:
+            shown["boxes"] = values[boxes.name]
+            labels = boxes.name.removesuffix("boxes") + "labels"  # "target.labels" beside "target.boxes"
+            shown |= {"labels": values[labels]} if labels in values else {}
+        return shown
 
     def _caption(self, index: int) -> str:
         if "label" not in self.fields:
@@ -353,9 +370,15 @@ class ImageDataset(Dataset[Any]):
         return max(1, _GATHER_BYTES // (batch_size * math.prod(self._gathered.shape)))
 
     @property
-    def _gathered(self) -> Column | None:
+    def _gathered(self) -> StoreColumn | None:
         """The column of raw images, if pictures are its rows as they are."""
-        return None if self.transform.geometric or self.store.masks else self.store.columns.get("image")
+        as_they_are = not (self.transform.geometric or self._reads_records)
+        return self.store.columns.get("image") if as_they_are else None
+
+    @property
+    def _reads_records(self) -> bool:
+        """Whether a record has more of a sample than its image."""
+        return bool(self.store.masks or self._values)
 
     def _checked(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """The indices as an array, negative ones counted from the end."""
@@ -373,13 +396,7 @@ class ImageDataset(Dataset[Any]):
 
     def _finished(self, picture: Values) -> Any:
         """A picture in the type that was asked for, with the transforms applied that follow the geometric ones."""
-        image: Any = picture
-        if self.image_type == "tensor":
-            image = torch.from_numpy(picture).permute(2, 0, 1)
-        elif self.image_type == "pil":
-            from PIL import Image
-
-            image = Image.fromarray(picture if self.channels == 3 else picture[..., 0])
+        image: Any = as_type(picture, self.image_type)
         for transform in self.transform.rest:
             image = transform(image)
         return image
@@ -414,29 +431,35 @@ class ImageDataset(Dataset[Any]):
         return [np.uint8 if all((chunk <= 255).all() for chunk in column.chunks()) else np.int32 for column in columns]
 
     def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
+        if self.store.schema.image is None:
+            return [(0, 0)] * len(indices)
         return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]
 
-    def _draw(self, index: int, size: Size, plans: list[Plan], out: Values, masks_out: Sequence[Any] = ()) -> None:
-        """Decode sample `index`, an image of `size`, and carry its plans out into `out`; its masks into theirs."""
+    def _draw(
+        self, index: int, size: Size, plans: list[Plan], out: Values, fields: Sequence[record.Field] = ()
+    ) -> None:
+        """Decode sample `index`, an image of `size`, and carry its plans out into `out`. fields: of its record."""
         column, cache = self.store.columns.get("image"), self.cache
         image: Values | record.Field | None = None
         if column is not None:
             image = column.view(index)
         elif cache is not None:
             image = cache.get(index)
-        fields = record.parse(self.store.view(index)) if image is None or masks_out else []
         if image is None:
-            image = self._image_field(fields[0], size)
+            image = self._image_field((fields or record.parse(self.store.view(index)))[0], size)
             if cache is not None:
                 image = decode.upright(image)
                 cache.put(index, image)
         orientation = image.orientation if isinstance(image, record.Field) else 1
         decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
-        first = int(column is None)
-        if masks_out and len(fields) < first + len(masks_out):
-            raise StoreError(f"the record has {len(fields)} fields, too few for {', '.join(self.store.masks)}")
-        for field, fill, mask in zip(fields[first:], self.store.masks.values(), masks_out, strict=False):
-            masks.render(field, size, plans, mask, fill)
+
+    def _record(self, index: int) -> list[record.Field]:
+        """The fields of a sample's record."""
+        fields = record.parse(self.store.view(index))
+        if len(fields) != len(self.store.field_names):
+            names = ", ".join(self.store.field_names)
+            raise StoreError(f"the record has {len(fields)} fields, too few or many for {names}")
+        return fields
 
     def _image_field(self, field: record.Field, size: Size) -> record.Field:
         if upright_size((field.height, field.width), field.orientation) != size:
@@ -465,13 +488,18 @@ class Reading:
     def __init__(self, dataset: ImageDataset, indices: npt.NDArray[np.int64], draws: list[int] | None = None) -> None:
         self._dataset = dataset
         self._labels = dataset.store.columns["label"].gather(indices)
+        self._values: dict[str, list[Any]] = {value.spec.name: [None] * len(indices) for value in dataset._values}
+        for spec in dataset._columns:
+            assert spec.column is not None
+            rows = self._labels if spec.column == "label" else dataset.store.columns[spec.column].gather(indices)
+            self._values[spec.name] = restore(spec, rows)
         self._epoch = dataset.epoch if context.epoch is None else context.epoch
         # A dataset around this one may read a batch in pieces: then the context's draws are not those of `indices`.
         if draws is None and context.draws is not None and len(context.draws) == len(indices):
             draws = context.draws.tolist()
         self._draws = draws
         self._tensor: torch.Tensor | None = None
-        self._slots: Any
+        self._slots: Any = None
         column = dataset._gathered
         if column is not None:
             self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.memory)
@@ -482,7 +510,7 @@ class Reading:
             self._take_slots()
         self._masks = self._mask_slots()
         self._whole = (
-            self._tensor is not None
+            (self._tensor is not None or self._slots is None)
             and dataset.image_type == "tensor"
             and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
             and not (self._masks and dataset.target_transform is not None)
@@ -497,6 +525,8 @@ class Reading:
         here would keep the interpreter from those for a millisecond.
         """
         dataset = self._dataset
+        if dataset.store.schema.image is None:
+            return
         size = dataset.transform.output_size
         sizes = [size or self._plans(place)[-1].output_size for place in range(len(self._todo))]
         if len(set(sizes)) == 1:
@@ -522,7 +552,8 @@ class Reading:
 
     def _plans(self, place: int) -> list[Plan]:
         index, size = self._todo[place]
-        return self._dataset.transform.plans(size, self._random(place, index))
+        dataset = self._dataset
+        return dataset.transform.plans(size, self._random(place, index)) if dataset.store.schema.image else []
 
     def _random(self, place: int, index: int) -> SampleRandom:
         """The randomness of a sample; of its own for each time that it comes in an epoch."""
@@ -537,7 +568,7 @@ class Reading:
             try:
                 self._draw(place, index, size, self._plans(place))
             except FastloadError as error:
-                self._labels[place] = self._replacement(place, index, error)
+                self._replace(place, index, error)
         if not self._whole:
             last = (part + 1) * _PART if self._todo else len(self._labels)
             for place in range(part * _PART, min(last, len(self._labels))):
@@ -546,15 +577,23 @@ class Reading:
                     finished[place] = dataset._finished_mask(slots[place])
 
     def _draw(self, place: int, index: int, size: Size, plans: list[Plan]) -> None:
-        self._dataset._draw(index, size, plans, self._slots[place], [slots[place] for _, slots in self._masks])
+        """Decode sample `index` to the place of another, or its own: image, masks and values."""
+        dataset = self._dataset
+        fields = dataset._record(index) if dataset._reads_records else []
+        if self._slots is not None:
+            dataset._draw(index, size, plans, self._slots[place], fields)
+        others = fields["image" in dataset.store.field_names :]
+        for field, fill, (_, slots) in zip(others, dataset.store.masks.values(), self._masks, strict=False):
+            masks.render(field, size, plans, slots[place], fill)
+        for value, field in zip(dataset._values, others[len(self._masks) :], strict=False):
+            self._values[value.spec.name][place] = value.read(field, plans if dataset.transform.geometric else [])
 
     def finish(self) -> Batch:
         """The batch, once all parts are filled."""
         dataset = self._dataset
-        columns: dict[str, torch.Tensor | list[Any]] = {"image": self._pictures}
+        columns: dict[str, Column] = {**self._values, "image": self._pictures}
         columns |= zip(dataset.store.masks, self._finished_masks, strict=True)
-        if self._whole:
-            assert self._tensor is not None
+        if self._whole and self._tensor is not None:
             images = self._tensor.permute(0, 3, 1, 2)
             for normalize in dataset.transform.rest:
                 images = normalize(images)
@@ -564,38 +603,56 @@ class Reading:
                 for name, (tensor, _) in zip(dataset.store.masks, self._masks, strict=True)
                 if tensor is not None
             }
-        names = dataset.fields
-        if "label" in names:
+        names, sample = dataset.fields, dataset.store.schema.sample
+        if "label" in names and "label" not in columns:
             columns["label"] = dataset._targets(self._labels)
-        return Batch(*(columns[name] for name in names), names=names if len(names) > 2 else None)
+        elif dataset.target_transform is not None:
+            columns |= {name: list(map(dataset.target_transform, values)) for name, values in self._values.items()}
+        if sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]}):
+            return Batch(*(columns[name] for name in names))
+        return Batch(*(columns[name] for name in names), names=names, tree=sample)
 
-    def _replacement(self, place: int, index: int, error: FastloadError) -> Any:
-        """Deal with a sample that failed: fill its slots and give the label that goes with it, or raise."""
-        if self._dataset.on_error == "raise":
-            raise DecodeError(f"sample {index}{self._dataset._name_of(index)}: {error}") from error
-        self._dataset.failures.report(index, str(error))
-        if self._dataset.on_error == "skip":
-            return self._another(place, index)
-        self._slots[place][...] = 0
-        for (_, slots), fill in zip(self._masks, self._dataset.store.masks.values(), strict=True):
+    def _replace(self, place: int, index: int, error: FastloadError) -> None:
+        """Deal with a sample that failed: put another one or a placeholder in its place, or raise."""
+        dataset = self._dataset
+        if dataset.on_error == "raise":
+            raise DecodeError(f"sample {index}{dataset._name_of(index)}: {error}") from error
+        dataset.failures.report(index, str(error))
+        if dataset.on_error == "skip":
+            self._take_another(place, index)
+            return
+        if self._slots is not None:
+            self._slots[place][...] = 0
+        for (_, slots), fill in zip(self._masks, dataset.store.masks.values(), strict=True):
             slots[place][...] = fill
-        return math.nan if self._labels.dtype.kind == "f" else IGNORE_LABEL
+        for value in dataset._values:
+            self._values[value.spec.name][place] = value.placeholder()
+        for spec in dataset._columns:
+            self._values[spec.name][place] = placeholder(spec)
+        self._labels[place] = math.nan if self._labels.dtype.kind == "f" else IGNORE_LABEL
 
-    def _another(self, place: int, index: int) -> Any:
+    def _take_another(self, place: int, index: int) -> None:
         """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
-        dataset, shape = self._dataset, self._slots[place].shape[:2]
+        dataset = self._dataset
         random = self._random(place, index)
         for _ in range(_SKIP_TRIES):
             other = random.integer(len(dataset))
             size = dataset._sizes(np.array([other]))[0]
-            plans = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, other))
-            if plans[-1].output_size == shape:
-                try:
-                    self._draw(place, other, size, plans)
-                except FastloadError as error:
-                    self._dataset.failures.report(other, str(error))
-                else:
-                    return dataset.store.columns["label"][other]
+            plans: list[Plan] = []
+            if self._slots is not None:
+                plans = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, other))
+                if plans[-1].output_size != self._slots[place].shape[:2]:
+                    continue
+            try:
+                self._draw(place, other, size, plans)
+            except FastloadError as error:
+                dataset.failures.report(other, str(error))
+                continue
+            self._labels[place] = dataset.store.columns["label"][other]
+            for spec in dataset._columns:
+                assert spec.column is not None
+                self._values[spec.name][place] = restore(spec, dataset.store.columns[spec.column][other][None])[0]
+            return
         raise TooManyFailures(
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"

@@ -17,18 +17,17 @@ from .verify import verify
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Describe a store in plain values.
 
-    Returns a dict: path, format_version, digest, created, source, options, samples, bytes (of the file), image_bytes,
-    quarantined, stored ("records" or "column"), bits (of a value: 8 or 16), dtype ("uint8", "uint16" or "int16"),
-    classes (their number), labelled (samples with a label), samples_per_class (smallest, median, largest; None without
-    labels), size (smallest, median and largest width, height and megapixels), tiles (how many images are re-cut, and
-    for each reason why not; {} if they lie in a column), masks (the largest value of each), and shorter_side: a
-    histogram, a list of (from, to, samples) in pixels.
+    Returns a dict: path, format_version, digest, created, source, options, samples, bytes (of the file), quarantined,
+    stored ("records" or "column"), classes (their number), labelled (samples with a label), samples_per_class
+    (smallest, median, largest; None without labels), tiles (how many images are re-cut, and for each reason why not; {}
+    if they lie in a column), masks (the largest value of each), fields (name and kind). Where there are images:
+    image_bytes, bits (of a value: 8 or 16), dtype ("uint8", "uint16" or "int16"), size (smallest, median and largest
+    width, height and megapixels), and shorter_side: a histogram, a list of (from, to, samples) in pixels.
 
     Raises:
         FileNotFoundError, StoreFormatError: see `Store`.
     """
     store = Store(path)
-    sizes = np.asarray(store.columns["size"]).astype(np.int64)
     labels = np.asarray(store.columns["label"]).reshape(len(store), -1)
     real = labels.dtype.kind == "f"
     labelled = ~np.isnan(labels) if real else labels >= 0
@@ -39,21 +38,29 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         **{key: manifest[key] for key in ("format_version", "digest", "created", "source", "options")},
         "samples": len(store),
         "bytes": os.path.getsize(store.path),
-        "image_bytes": int(np.asarray(store.columns["bytes"]).sum()),
         "quarantined": manifest["quarantined"],
         "stored": "column" if "image" in store.columns else "records",
-        "bits": 8 * store.image_dtype.itemsize,
-        "dtype": store.image_dtype.name,
         "classes": len(counts) if store.classes is None else len(store.classes),
         "labelled": int(labelled.any(axis=1).sum()),
         "samples_per_class": _spread(counts) if len(counts) else None,
+        "tiles": _tiles(store),
+        "masks": {mask: int(np.asarray(store.columns[f"{mask}_max"]).max()) for mask in store.masks},
+        "fields": [{"name": spec.name, "kind": spec.kind} for spec in store.schema.specs],
+        **(_images(store) if store.schema.image is not None else {}),
+    }
+
+
+def _images(store: Store) -> dict[str, Any]:
+    sizes = np.asarray(store.columns["size"]).astype(np.int64)
+    return {
+        "bits": 8 * store.image_dtype.itemsize,
+        "dtype": store.image_dtype.name,
+        "image_bytes": int(np.asarray(store.columns["bytes"]).sum()),
         "size": {
             "width": _spread(sizes[:, 1]),
             "height": _spread(sizes[:, 0]),
             "megapixels": _spread(sizes.prod(axis=1) / 1e6),
         },
-        "tiles": _tiles(store),
-        "masks": {mask: int(np.asarray(store.columns[f"{mask}_max"]).max()) for mask in store.masks},
         "shorter_side": _histogram(sizes.min(axis=1)),
     }
 

@@ -166,7 +166,7 @@ def read(
     """
     content = _content(path)
     image = _image(content, os.fspath(path), root)
-    size = _upright_size(image, max_pixels)
+    size = image_size(image, max_pixels)
     declared = (content.get("imageHeight"), content.get("imageWidth"))
     if any(given not in (None, actual) for given, actual in zip(declared, size, strict=True)):
         raise SourceError(
@@ -239,8 +239,12 @@ def _image(content: dict[str, Any], path: str, root: str | os.PathLike[str] | No
         raise SourceError(f"imageData is not base64: {error}; and {problem}") from error
 
 
-def _upright_size(image: bytes | str, max_pixels: int) -> Size:
-    """(height, width) of the image as it is seen, from its header."""
+def image_size(image: bytes | str, max_pixels: int = MAX_PIXELS) -> Size:
+    """(height, width) of an image as it is seen, from its header. image: the file's bytes, or its path.
+
+    Raises:
+        SourceError: it is damaged, or larger than `max_pixels`.
+    """
     what = "the embedded image" if isinstance(image, bytes) else f"the image {os.path.basename(image)!r}"
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=_FORMATS) as opened:

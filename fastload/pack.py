@@ -11,8 +11,8 @@ from it, and any other source or option starts over.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +27,7 @@ import numpy as np
 from . import record, splits, tiles
 from .doctor import usable_cores
 from .errors import FastloadError, PackError, SourceError
+from .fields import column_dtype
 from .prepare import (
     MAX_PIXELS,
     Encode,
@@ -41,10 +42,13 @@ from .prepare import (
     libraries_for_packing,
     prepare,
 )
-from .sources import Format, Source, open_source
+from .sources import Format, Item, Source, open_source
 from .store import ColumnSpec, Store, looks_like_store
 from .store_writer import StoreWriter
+from .torch_datasets import open_dataset
 from .workers import ordered_map
+
+_THREADS = "fastload-pack"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class PackReport:
 
 
 def pack(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Any,
     destination: str | os.PathLike[str],
     *,
     format: Format = "auto",
@@ -70,6 +74,7 @@ def pack(
     image_column: str | int | None = None,
     label_columns: Sequence[str] | None = None,
     part: str | None = None,
+    kinds: Mapping[str, str] | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
     quality: int | None = None,
@@ -84,16 +89,20 @@ def pack(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
-    """Pack images and labels into one store.
+    """Pack images and labels, or any samples, into one store.
 
     source: class folders, a folder without labels, a label list, pairs of image and mask, a folder of labelme files, or
-        a store to be packed otherwise (`sources.open_source` says how they are told apart; `format` insists).
+        a store to be packed otherwise (`sources.open_source` says how they are told apart; `format` insists). Or a
+        dataset: any object with __getitem__ and __len__, or with __iter__, whose samples come back with the same
+        structure and types (`fields` says what they may consist of).
     destination: the store's file name.
     root: where the names of a list start; its own folder by default.
     masks: a folder with a mask for each image of `source`, of the same name. labels: a file with the names of the
         values of masks, a line each.
     image_column, label_columns: of a list with a header: the names of its columns. part: "train" or "test" of MNIST
         and CIFAR.
+    kinds: of a dataset's fields, where their values don't tell it: {"1": "mask"} for the second of each sample,
+        {"target.boxes": "boxes"} for what is in a dict.
     short_side, max_side: shrink images whose shorter or longer side is larger, in pixels; never enlarges.
     quality: re-encode every image as a JPEG of this quality, 1 to 100; 95 for images that are shrunk.
     encode: "keep" bytes as they are where possible, make everything "jpeg", or store "raw" pixels (uint8 RGB); raw
@@ -108,7 +117,8 @@ def pack(
         Images of 16 bits are stored exactly, in blocks, with as many channels as the first has, 1 or 3, and come as
         uint16; images of 8 bits are widened (255 becomes 65535). A store of 8 bits keeps the upper 8 of 16, and the
         report's notes say so; JPEGs have 8 bits. With 16 bits "raw" images are blocks too.
-    workers: threads, all usable cores by default.
+    workers: threads, all usable cores by default. Of a dataset: processes that read it, as with a loader; by default it
+        is read in this one.
     overwrite: replace an existing store (and no other file) when the new one is complete.
     progress: called with (items done, items in all).
 
@@ -120,10 +130,19 @@ def pack(
 
     Example:
         >>> fastload.pack("images/", "db.lmdb", short_side=256)
+        >>> fastload.pack(torchvision.datasets.OxfordIIITPet("pets", target_types="segmentation"), "pets.lmdb")
     """
     options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip, background, depth)
     final = _checked_destination(source, destination, overwrite)
     _check(options, workers)
+    if not isinstance(source, str | os.PathLike):
+        of_files = (root, masks, labels, image_column, label_columns, part)
+        if format != "auto" or any(option is not None for option in of_files):
+            raise ValueError("format, root, masks, labels, columns and part go with files; a dataset has samples")
+        dataset = open_dataset(source, kinds or {}, workers or 0)
+        return _pack(dataset, final, options, form_of(dataset, options), None, progress)
+    if kinds:
+        raise ValueError(f"kinds is {kinds}; it goes with a dataset, files say what they are")
     listed = open_source(
         source,
         format,
@@ -151,7 +170,7 @@ def pack_splits(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, PackReport]:
-    """Divide a source into parts and pack each into a store of its own: for "db.lmdb" db-train.lmdb and so on.
+    """Divide a source of files into parts and pack each into a store of its own: for "db.lmdb" db-train.lmdb and so on.
 
     A file that is listed twice is never in two parts. The same source, shares and seed give the same parts anywhere.
 
@@ -164,6 +183,10 @@ def pack_splits(
     Example:
         >>> fastload.pack_splits("images/", "db.lmdb", {"train": 0.9, "val": 0.1}, short_side=256)
     """
+    if not isinstance(source, str | os.PathLike) or options.pop("kinds", None):
+        raise ValueError(
+            "files are divided here; divide a dataset with torch.utils.data.random_split and pack each part"
+        )
     shares = splits.parse_shares(shares) if isinstance(shares, str) else splits.checked_shares(shares)
     stem, suffix = os.path.splitext(os.fspath(destination))
     finals = {name: _checked_destination(source, f"{stem}-{name}{suffix}", True) for name in shares}
@@ -266,7 +289,7 @@ def _check_recut() -> None:
         ) from error
 
 
-def _checked_destination(source: str | os.PathLike[str], destination: str | os.PathLike[str], overwrite: bool) -> str:
+def _checked_destination(source: Any, destination: str | os.PathLike[str], overwrite: bool) -> str:
     """The absolute path of the store to write, if it may be written."""
     final = os.path.abspath(destination)
     if os.path.isdir(final):
@@ -277,7 +300,8 @@ def _checked_destination(source: str | os.PathLike[str], destination: str | os.P
         raise FileExistsError(f"{final} exists already; choose another name, or replace it with --overwrite")
     if not os.path.isdir(os.path.dirname(final)):
         raise FileNotFoundError(f"the folder {os.path.dirname(final)} does not exist; make it first")
-    if os.path.exists(final) and os.path.exists(source) and os.path.samefile(source, final):
+    is_file = isinstance(source, str | os.PathLike) and os.path.exists(source)
+    if is_file and os.path.exists(final) and os.path.samefile(source, final):
         raise FileExistsError(f"{final} is the source too; give the new store another name")
     return final
 
@@ -315,66 +339,60 @@ def _write(
     if options.encode == "keep" and options.quality is None:
         options = replace(options, encode=source.encode)
     fixed = common_shape(source, options, threads) if options.encode == "raw" and not form.deep else None
-    columns = {
-        "label": ColumnSpec.of(
-            "<f8" if source.real else "<i8", (source.label_count,) if source.label_count > 1 else ()
-        ),
-        "size": ColumnSpec.of("<u4", (2,)),
-        "bytes": ColumnSpec.of("<u8"),
-        "checksum": ColumnSpec.of("<u8"),
-        "tiles": ColumnSpec.of("|u1"),
-        **{f"{name}_max": ColumnSpec.of("<u2") for name in source.masks},
-        **{f"{name}_checksum": ColumnSpec.of("<u8") for name in source.masks},
-    }
-    if fixed is not None:
-        columns["image"] = ColumnSpec.of("|u1", fixed)
+    columns = _columns(source, fixed)
     total, cut = len(source.items), 0
     with StoreWriter(final, columns, f"{fingerprint} {fixed}") as writer:
-        prepared = ordered_map(
-            lambda item: prepare(item, source, options, fixed, form),
-            source.items[writer.done :],
-            threads=threads,
-            ahead=(4 if options.encode == "raw" else 32) * threads,  # raw images are large
-            name="fastload-pack",
-        )
+        one = functools.partial(prepare, options=options, fixed=fixed, form=form)
+        prepared = _outcomes(source, one, writer.done, threads, 4 if options.encode == "raw" else 32)
         with contextlib.closing(prepared):
             for outcome in prepared:
                 if isinstance(outcome, LeftOut):
                     writer.leave_out(outcome.item.name, outcome.reason)
                 else:
-                    _add(writer, outcome, columns, source)
+                    name = record.Field(record.TEXT, outcome.name.encode("utf-8", "surrogateescape"))
+                    writer.add([*outcome.fields, name], outcome.cells)
                     cut += outcome.cut
                 writer.advance()
                 if progress is not None:
-                    progress(writer.done, total)
+                    progress(writer.done, max(total, writer.done))
         if not writer.count:
-            first = writer.first_left_out()
+            first, what = writer.first_left_out(), "files" if source.outcomes is None else "samples"
             writer.discard()
             raise SourceError(
-                f"none of the {total} files could be packed; the first is {first['name']!r}: {first['reason']}"
+                f"none of the {writer.done} {what} could be packed; the first is {first['name']!r}: {first['reason']}"
             )
         writer.finish({**_manifest(source, options, form, fixed, created), "packed": fingerprint})
     return cut
 
 
-def _add(writer: StoreWriter, prepared: Prepared, columns: dict[str, ColumnSpec], source: Source) -> None:
-    item, image = prepared.item, prepared.image
-    name = record.Field(record.TEXT, item.name.encode("utf-8", "surrogateescape"))
-    labels = item.labels or (math.nan if source.real else -1,)
-    row: dict[str, Any] = {
-        "label": labels if columns["label"].shape else labels[0],
-        "size": prepared.size,
-        "bytes": len(image.payload),
-        "checksum": record.checksum(image.payload),
-        "tiles": prepared.outcome,
-    }
-    for mask, field, largest in zip(source.masks, prepared.masks, prepared.largest, strict=True):
-        row |= {f"{mask}_max": largest, f"{mask}_checksum": record.checksum(field.payload)}
-    if "image" in columns:
-        row["image"] = np.frombuffer(image.payload, np.uint8).reshape(columns["image"].shape)
-        writer.add([*prepared.masks, name], row)
-    else:
-        writer.add([image, *prepared.masks, name], row)
+def _outcomes(
+    source: Source, one: Callable[[Item, Source], Prepared | LeftOut], start: int, threads: int, ahead: int
+) -> Any:
+    """The items from `start` on as what a store keeps of them, in order; `close` ends it."""
+    if source.outcomes is not None:
+        return source.outcomes(one, source, start, threads)
+    items = source.items[start:]
+    return ordered_map(lambda item: one(item, source), items, threads=threads, ahead=ahead * threads, name=_THREADS)
+
+
+def _columns(source: Source, fixed: Shape | None) -> dict[str, ColumnSpec]:
+    """The store's columns."""
+    schema = source.fields
+    shape = (source.label_count,) if source.label_count > 1 else ()
+    columns = {"label": ColumnSpec.of("<f8" if source.real else "<i8", shape)}
+    if schema.image is not None:
+        columns |= {"size": ColumnSpec.of("<u4", (2,)), "bytes": ColumnSpec.of("<u8")}
+        columns |= {"checksum": ColumnSpec.of("<u8"), "tiles": ColumnSpec.of("|u1")}
+    for mask in schema.of_kind("mask"):
+        columns |= {f"{mask.name}_max": ColumnSpec.of("<u2"), f"{mask.name}_checksum": ColumnSpec.of("<u8")}
+    if fixed is not None:
+        columns["image"] = ColumnSpec.of("|u1", fixed)
+    for spec in schema.others:
+        if spec.column is None:
+            columns["others_checksum"] = ColumnSpec.of("<u8")
+        elif spec.column != "label":
+            columns[spec.column] = ColumnSpec.of(column_dtype(spec), spec.shape)
+    return columns
 
 
 def _creation_time() -> datetime:
@@ -387,14 +405,14 @@ def _creation_time() -> datetime:
 
 
 def _manifest(source: Source, options: Options, form: Form, fixed: Shape | None, created: datetime) -> dict[str, Any]:
-    image = {"name": "image", "kind": "image", "in": "record" if fixed is None else "column"}
+    schema = source.fields
+    image = [] if schema.image is None else [schema.image._replace(column=None if fixed is None else "image")]
+    if form.deep or (source.store is not None and source.store.image_dtype != np.uint8):
+        image = [spec._replace(dtype=form.dtype, channels=form.channels) for spec in image]
+    entries = [spec.as_entry() for spec in (*image, *schema.of_kind("mask"), *schema.others)]
     return {
-        "fields": [
-            {**image, **(form._asdict() if form.deep else {})},
-            *({"name": name, "kind": "mask", "in": "record", "fill": fill} for name, fill in source.masks.items()),
-            {"name": "name", "kind": "text", "in": "record"},
-        ],
-        "sample": ["image", *source.masks] if source.masks else ["image", "label"],
+        "fields": [*entries, {"name": "name", "kind": "text", "in": "record"}],
+        "sample": schema.sample,
         "classes": source.classes,
         "source": source.format,
         "options": asdict(options),

@@ -22,7 +22,6 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from .geometry import Size
 from .jpeg import Pixels
-from .show import class_colour
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 """What `save_image` writes, by a path's suffix."""
@@ -147,8 +146,8 @@ def draw_boxes(
 
     image: see `save_image`. boxes: (x, y, width, height) in pixels of the picture, a tensor, array or sequence (n, 4).
     Lines lie inside of the box; what of it is outside of the picture is not seen.
-    labels: what is written at each box. colors: one for all, or one for each: a name or (red, green, blue). By default
-    equal labels have equal colours. width: of the lines, in pixels.
+    labels: what is written at each box, if it isn't empty. colors: one for all, or one for each: a name or (red, green,
+    blue). By default equal labels have equal colours. width: of the lines, in pixels.
 
     Raises:
         ValueError, TypeError: see `save_image`; and boxes are no numbers (n, 4), or there are more or fewer labels or
@@ -180,8 +179,17 @@ def draw_boxes(
     for edge, colour in zip(edges, chosen, strict=True):
         _draw_outline(draw, edge, colour, width)
     for edge, colour, text in zip(edges, chosen, texts or (), strict=texts is not None):
-        _write_label(draw, text, edge[:2], colour, font)
+        if text:
+            _write_label(draw, text, edge[:2], colour, font)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def class_colour(value: int) -> tuple[int, int, int]:
+    """The colour of a class: PASCAL VOC's map, whose channels take the bits of the number in turn, highest first."""
+    red, green, blue = (
+        sum((value >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)
+    )
+    return red, green, blue
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, edge: tuple[int, int, int, int], colour: Colour, width: int) -> None:

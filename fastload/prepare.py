@@ -7,22 +7,26 @@ comes out as `LeftOut`, with its reason.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, UnidentifiedImageError
 
-from . import blocks, decode, geometry, jpeg, masks, record, tiles
+from . import arrays, blocks, boxes, decode, geometry, jpeg, masks, record, tiles
 from .blocks import Values
 from .buffers import scratch
-from .errors import DecodeError, FastloadError
+from .errors import DecodeError, FastloadError, SourceError
+from .fields import Spec, cell, encode
 from .geometry import Plan, Size
 from .jpeg import Pixels
 from .sources import Item, Source
@@ -113,16 +117,13 @@ class Form(NamedTuple):
 class Prepared(NamedTuple):
     """An item that is ready to be written.
 
-    image: its image's field. outcome: what became of it (`tiles.OUTCOMES`). size: its upright size. masks: its masks'
-    fields. largest: the largest value of each. cut: whether it has 16 bits of which 8 are kept.
+    name: of the sample. fields: of its record, without the name: the image first, if it has one, then the masks. cells:
+    its values in the columns. cut: whether its image has 16 bits of which 8 are kept.
     """
 
-    item: Item
-    image: record.Field
-    outcome: int
-    size: Size
-    masks: list[record.Field]
-    largest: list[int]
+    name: str
+    fields: list[record.Field]
+    cells: dict[str, Any]
     cut: bool
 
 
@@ -145,7 +146,7 @@ class _Facts(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """An image's field. outcome, cut: as in `Prepared`. whole, size: its upright size before and after it is shrunk."""
+    """An image's field. outcome: of `tiles.OUTCOMES`. whole, size: upright, before and after it is shrunk."""
 
     field: record.Field
     outcome: int
@@ -174,26 +175,33 @@ def libraries_for_packing() -> Iterator[None]:
 
 
 def common_shape(source: Source, options: Options, threads: int) -> Shape | None:
-    """The shape that all images will be stored with, None if they differ; headers only, damage is skipped."""
+    """The shape that all images will be stored with, None if they differ; headers only, damage is skipped.
 
-    def shape_of(item: Item) -> Shape | None:
+    Of a dataset, those that were looked at.
+    """
+
+    spec = source.fields.image
+    if spec is None:
+        return None
+
+    def shape_of(item: Item | Mapping[str, Any]) -> Shape | None:
         try:
-            if source.store is not None:
+            if source.store is not None and isinstance(item, Item):
                 height, width = source.store.columns["size"].view(item.sample or 0).tolist()
                 channels = source.store.image_channels
             else:
-                image = source.read(item)["image"]
+                image = (source.read(item) if isinstance(item, Item) else item)["image"]
                 if isinstance(image, bytes):
                     facts = _identify(image, options)
                     (height, width), channels = geometry.upright_size(facts.size, facts.orientation), 3
                 else:
-                    height, width, channels = image.shape
+                    height, width, channels = _pixels(_cut(_checked_values(image, options)), spec, options).shape
         except (OSError, FastloadError):
             return None
         return *options.target_size((height, width)), channels
 
     common: Shape | None = None
-    items = (item for item in source.items if item.problem is None)
+    items: Iterable[Any] = source.first or (item for item in source.items if item.problem is None)
     shapes = ordered_map(shape_of, items, threads=threads, ahead=16 * threads, name="fastload-sizes")
     with contextlib.closing(shapes):
         for shape in shapes:
@@ -205,17 +213,34 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
 
 def form_of(source: Source, options: Options) -> Form:
     """What the images of a source are stored as: what the first one is that can be read, unless the options say it."""
-    if options.depth == 8 or options.quality is not None or options.encode == "jpeg":
+    spec = source.fields.image
+    if spec is None or options.depth == 8 or options.quality is not None or options.encode == "jpeg":
         return Form()
     with libraries_for_packing():
-        for item in (item for item in source.items if item.problem is None):
+        for image in _images(source, options):
             with contextlib.suppress(OSError, FastloadError, MemoryError):
-                dtype, channels = _own_form(_image_of(item, source, options), options)
+                dtype, channels = _own_form(image(), options)
                 return Form("uint16" if dtype == "uint8" and options.depth == 16 else dtype, channels)
     return Form()
 
 
-def _own_form(image: bytes | Values | record.Field, options: Options) -> Form:
+def _images(source: Source, options: Options) -> Iterator[Callable[[], Any]]:
+    """What reads each image of a source, from the first: files' bytes, pixels, or fields of a store."""
+    if source.first:
+        yield from (functools.partial(sample.__getitem__, "image") for sample in source.first)
+        return
+    for item in (item for item in source.items if item.problem is None):
+        if source.store is not None and item.sample is not None:
+            yield functools.partial(_stored_field, source.store, item.sample, options)
+        else:
+            yield functools.partial(_read_image, source, item)
+
+
+def _read_image(source: Source, item: Item) -> Any:
+    return source.read(item)["image"]
+
+
+def _own_form(image: Any, options: Options) -> Form:
     if isinstance(image, record.Field) and image.codec in (record.JPEG, record.ENCODED) and options.depth == 16:
         image = bytes(image.payload)
     if isinstance(image, bytes):
@@ -227,63 +252,120 @@ def _own_form(image: bytes | Values | record.Field, options: Options) -> Form:
     return Form(image.dtype.name, image.shape[2])
 
 
-def prepare(item: Item, source: Source, options: Options, fixed: Shape | None, form: Form) -> Prepared | LeftOut:
+def prepare(item: Item, source: Source, *, options: Options, fixed: Shape | None, form: Form) -> Prepared | LeftOut:
     """Read an item and make its fields; what can't be packed comes as `LeftOut`.
 
     fixed: the shape of a raw column. form: what all images of the store are, from `form_of`.
     """
     if item.problem is not None:
         return LeftOut(item, item.problem)
+    store, sample = source.store, item.sample
     try:
-        store, sample = source.store, item.sample
         if store is not None and sample is not None:
             item = item._replace(name=store.name(sample))
-            contents: dict[str, Any] = {name: blocks.read(store[sample][name]) for name in source.masks}
-            image: bytes | Values | record.Field = _stored_field(store, sample, options)
+            contents, cells = _stored(sample, store, options)
         else:
-            contents = source.read(item)
-            image = contents["image"]
-        made = _deep(image, options, form) if form.deep else _shallow(image, options)
-        if fixed is not None and (*made.size, made.field.channels) != fixed:
-            height, width = made.size
-            raise DecodeError(f"it is {height} x {width} pixels, its header and the other images are {fixed[:2]}")
-        values = [_mask(contents[name], made.whole, made.size, source, name, options) for name in source.masks]
-        fields, largest = [blocks.field_of(v) for v in values], [int(v.max()) for v in values]
-        return Prepared(item, made.field, made.outcome, made.size, fields, largest, made.cut)
+            contents, cells = source.read(item), {}
+        return _prepared(item, contents, cells, source, options, fixed, form)
     except OSError as error:
         return LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
         return LeftOut(item, str(error) or "not enough memory to decode it")
 
 
-def _image_of(item: Item, source: Source, options: Options) -> bytes | Values | record.Field:
-    """An item's image: a file's bytes, pixels, or the field of a store."""
-    if source.store is not None and item.sample is not None:
-        return _stored_field(source.store, item.sample, options)
-    image: bytes | Values = source.read(item)["image"]
-    return image
+def _prepared(
+    item: Item,
+    contents: dict[str, Any],
+    cells: dict[str, Any],
+    source: Source,
+    options: Options,
+    fixed: Shape | None,
+    form: Form,
+) -> Prepared:
+    """contents: values by their fields' names, or fields out of a store. cells: of its columns."""
+    schema = source.fields
+    kept: list[record.Field] = []
+    whole = size = None
+    cut = False
+    cells = {"label": item.labels or (math.nan if source.real else -1,)} | cells
+    if schema.image is not None:
+        image = contents["image"]
+        made = _deep(image, options, form) if form.deep else _shallow(image, schema.image, options)
+        field, outcome, whole, size, cut = made
+        if fixed is not None and (*size, field.channels) != fixed:
+            raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed[:2]}")
+        cells |= {"size": size, "bytes": len(field.payload), "tiles": outcome}
+        cells["checksum"] = record.checksum(field.payload)
+        if fixed is None:
+            kept.append(field)
+        else:
+            cells["image"] = np.frombuffer(field.payload, np.uint8).reshape(fixed)
+    for spec in schema.of_kind("mask"):
+        values = _mask(contents[spec.name], whole, size, source, spec, options.max_pixels)
+        kept.append(blocks.field_of(values))
+        cells |= {f"{spec.name}_max": int(values.max()), f"{spec.name}_checksum": record.checksum(kept[-1].payload)}
+    others: list[record.Field] = []
+    for spec in schema.others:
+        value = contents.get(spec.name)
+        if spec.column is None:
+            others.append(_field(value, spec, whole, size, options))
+        elif spec.column not in cells or value is not None:
+            cells[spec.column] = cell(spec, value)
+    if others:
+        cells["others_checksum"] = record.joint_checksum(record.checksum(field.payload) for field in others)
+    return Prepared(item.name, kept + others, cells, cut)
 
 
-def _shallow(image: bytes | Values | record.Field, options: Options) -> _Made:
+def _field(value: Any, spec: Spec, whole: Size | None, size: Size | None, options: Options) -> record.Field:
+    """A value as a field of a record. whole, size: of the upright image, before and after it was shrunk."""
+    if spec.kind == "image":
+        return _make_field(_image(value, spec, options)[0], options)[0]
+    if spec.kind == "boxes" and whole is not None and size is not None:
+        if isinstance(value, record.Field):
+            found = arrays.read(value)
+        else:
+            found = boxes.checked(boxes.from_format(value, spec.format or "XYWH"), whole)
+        scaled = found if size == whole else boxes.moved(found, [Plan.whole(whole)._replace(size=size)])
+        return arrays.field_of(scaled)
+    return value if isinstance(value, record.Field) else encode(spec, value)
+
+
+def _stored(index: int, store: Store, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a store has of a sample: fields of its record or masks' values by name, and cells of its columns."""
+    sample = store[index]
+    contents: dict[str, Any] = {**sample.fields}
+    if store.schema.image is not None:
+        contents["image"] = _stored_field(store, index, options)
+    contents |= {name: blocks.read(sample[name]) for name in store.masks}
+    columns = {spec.column for spec in store.schema.others if spec.column is not None}
+    return contents, {name: store.columns[name][index] for name in columns}
+
+
+def _shallow(image: Any, spec: Spec, options: Options) -> _Made:
     """An image as a store of 8 bits keeps it."""
-    pixels, cut = None, False
+    orientation, deep = 1, False
     if isinstance(image, bytes):
-        facts = _identify(image, options)
-        (kept, pixels), cut = _kept_field(image, facts, options), facts.bits == 16
-    elif isinstance(image, record.Field) and image.codec != record.BLOCKS:
-        kept = image
-    else:
-        values, orientation = _values_of(image, options)
-        if values.dtype == np.int16:
-            raise DecodeError("its values are int16, and the store has 8 bits; pack with --depth 16")
-        cut = values.dtype == np.uint16
-        kept = _raw_field((values >> 8).astype(np.uint8) if cut else values)._replace(orientation=orientation)
+        deep = _identify(image, options).bits == 16
+    elif not isinstance(image, record.Field):
+        values = _checked_values(image, options)
+        image, deep = _cut(values), values.dtype == np.uint16
+    elif image.codec == record.BLOCKS:
+        image, orientation, deep = _cut(decode.pixels(image)), image.orientation, True
+    kept, pixels = _image(image, spec, options)
+    kept = kept._replace(orientation=orientation) if orientation > 1 else kept
     field, size = _make_field(kept, options)
     stored, outcome = tiled(field, pixels if field is kept else None, options)
-    return _Made(stored, outcome, geometry.upright_size((kept.height, kept.width), kept.orientation), size, cut)
+    return _Made(stored, outcome, geometry.upright_size((kept.height, kept.width), kept.orientation), size, deep)
 
 
-def _deep(image: bytes | Values | record.Field, options: Options, form: Form) -> _Made:
+def _cut(values: Values) -> Values:
+    """The upper 8 bits of 16."""
+    if values.dtype == np.int16:
+        raise DecodeError("its values are int16, and the store has 8 bits; pack with --depth 16")
+    return (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
+
+
+def _deep(image: Any, options: Options, form: Form) -> _Made:
     """An image as a store of 16 bits keeps it: as blocks."""
     values, orientation = _values_of(image, options)
     whole = geometry.upright_size(values.shape[:2], orientation)
@@ -311,7 +393,7 @@ def _in_form(values: Values, form: Form) -> Values:
     return values if values.shape[2] == form.channels else np.repeat(values, form.channels, axis=2)
 
 
-def _values_of(image: bytes | Values | record.Field, options: Options) -> tuple[Values, int]:
+def _values_of(image: Any, options: Options) -> tuple[Values, int]:
     """All that an image's values hold, with one channel where it is grey, and its orientation."""
     if isinstance(image, record.Field):
         if image.codec in (record.RAW, record.BLOCKS):
@@ -347,32 +429,87 @@ def _deep_values(data: bytes, facts: _Facts, options: Options) -> Values:
     return laid
 
 
-def _checked_values(values: Values, options: Options) -> Values:
-    """Pixels that a source gives, in this machine's byte order, if they can be packed."""
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    fits = values.ndim == 3 and values.shape[2] in (1, 3) and values.size > 0
-    if values.dtype not in (np.uint8, np.uint16, np.int16) or not fits:
-        raise DecodeError(
-            f"its pixels are {values.dtype} {values.shape}; they may be uint8, uint16 or int16, (height, width, 1 or 3)"
+def _checked_values(content: Any, options: Options) -> Values:
+    """Pixels that a source gives, (height, width, channels) in this machine's byte order, if they can be packed."""
+    values = _as_array(content, options)
+    fits = isinstance(values, np.ndarray) and values.ndim == 3 and values.shape[2] in (1, 3) and values.size > 0
+    if not fits or values.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.int16):
+        what = f"{content.dtype} {tuple(content.shape)}" if hasattr(content, "shape") else type(content).__name__
+        raise SourceError(
+            f"'image' is {what}; an image is uint8, uint16 or int16, (3 or 1, height, width) as a tensor, "
+            "(height, width, 3 or 1) as an array"
         )
     _check_pixels(values.shape[:2], options)
-    return values
+    native: Values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return native
 
 
-def _mask(content: Any, whole: Size, size: Size, source: Source, name: str, options: Options) -> blocks.Values:
+def _as_array(content: Any, options: Options) -> Any:
+    """Decoded pixels as an array (height, width, channels); what is no picture as it is."""
+    if isinstance(content, Image.Image):
+        picture = content
+        if picture.mode not in ("L", "RGB", "I;16"):
+            colour = options.background
+            picture = _laid_on(picture, colour) if colour and _is_transparent(picture) else picture.convert("RGB")
+        return np.atleast_3d(np.asarray(picture))
+    if isinstance(content, torch.Tensor) and content.dim() == 3:
+        return content.detach().cpu().movedim(0, -1).numpy()
+    return content
+
+
+def _image(content: Any, spec: Spec, options: Options) -> tuple[record.Field, Pixels | None]:
+    """An image as a field: of a store, of a file's bytes or of pixels; see `_kept_field` for what goes with it."""
+    if isinstance(content, record.Field):
+        return content, None
+    if isinstance(content, bytes):
+        return _kept_field(content, _identify(content, options), options)
+    pixels = _pixels(content, spec, options)
+    _check_pixels(pixels.shape[:2], options)
+    return _lossless_field(pixels) if spec.type and options.encode == "keep" else _raw_field(pixels), None
+
+
+def _pixels(content: Any, spec: Spec, options: Options) -> Pixels:
+    """Decoded pixels as an array (height, width, channels)."""
+    content = _as_array(content, options)
+    if not isinstance(content, np.ndarray) or content.dtype != np.uint8 or content.ndim != 3:
+        what = f"{content.dtype} {tuple(content.shape)}" if hasattr(content, "shape") else type(content).__name__
+        raise SourceError(f"{spec.name!r} is {what}; an image is uint8, (3 or 1, height, width) as a tensor")
+    pixels: Pixels = content
+    if pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise SourceError(f"{spec.name!r} has the shape {content.shape} (height, width, channels); channels are 1 or 3")
+    if spec.type and pixels.shape[2] > spec.channels:
+        raise SourceError(f"{spec.name!r} has colours, the images before it are grey; let the dataset give one kind")
+    return np.repeat(pixels, 3, 2) if spec.type and pixels.shape[2] < spec.channels else pixels
+
+
+def _lossless_field(pixels: Pixels) -> record.Field:
+    """Pixels as PNG, if that halves them: it takes its time to decode."""
+    raw = _raw_field(pixels)
+    if pixels.shape[2] == 3:
+        data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+        if 2 * len(data) < len(raw.payload):
+            return raw._replace(codec=record.ENCODED, payload=data)
+    return raw
+
+
+def _mask(content: Any, whole: Size | None, size: Size | None, source: Source, spec: Spec, limit: int) -> blocks.Values:
     """The values of a mask, checked against the image's upright size `whole` and the classes, as large as `size`."""
-    values = masks.decode(content, options.max_pixels) if isinstance(content, bytes) else masks.narrowed(content)
+    if isinstance(content, torch.Tensor):
+        content = content.detach().cpu().numpy()
+    values = masks.decode(content, limit) if isinstance(content, bytes) else masks.narrowed(np.asarray(content))
+    if whole is None or size is None:
+        return values
     if values.shape != whole:
         raise DecodeError(
             f"the mask is {values.shape[1]} x {values.shape[0]} pixels, its image {whole[1]} x {whole[0]} "
             "(width x height, upright)"
         )
-    if name == "mask" and source.classes is not None:
-        beyond = values[(values >= len(source.classes)) & (values != source.masks[name])]
+    if spec.name == "mask" and source.classes is not None:
+        beyond = values[(values >= len(source.classes)) & (values != spec.fill)]
         if beyond.size:
             raise DecodeError(
                 f"the mask has the value {beyond.max()}, and the {len(source.classes)} classes are 0 to "
-                f"{len(source.classes) - 1} ({source.masks[name]} means: ignore)"
+                f"{len(source.classes) - 1} ({spec.fill} means: ignore)"
             )
     return masks.resized(values, size) if size != whole else values
 
@@ -399,7 +536,7 @@ def _identify(data: bytes, options: Options) -> _Facts:
         with _opened(data) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
-            transparent = "A" in image.getbands() or "transparency" in image.info
+            transparent = _is_transparent(image)
             bits = _bits(image, data)
             gray = _is_gray(image, data) and not (transparent and options.background is not None)
         _check_pixels(size, options)
@@ -500,12 +637,19 @@ def _on_background(data: bytes, colour: tuple[int, int, int]) -> bytes:
     """An image with transparency laid on a colour, as PNG."""
     try:
         with _opened(data) as image:
-            picture = image.convert("RGBA")
+            pixels = np.asarray(_laid_on(image, colour))
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
-    below = Image.new("RGBA", picture.size, tuple(colour))
-    pixels = np.asarray(Image.alpha_composite(below, picture))
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGR))[1].tobytes()
+    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def _laid_on(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, tuple(colour)), picture).convert("RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
 
 
 def _decodes_as_rgb(data: bytes, size: Size) -> bool:

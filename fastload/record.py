@@ -4,11 +4,11 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
 
     head        16 bytes                    4s magic b"FLR1" | u16 fields | u16 zero | u64 head checksum
     directory   40 bytes for each field     see below
-    indexes     the fields' tile indexes, back to back (may be empty; `tiles` defines them)
+    indexes     the fields' indexes, back to back (may be empty; `tiles`, `blocks` and `arrays` define them)
     payloads    the fields' bytes, back to back, to the end of the record
 
     directory entry     u8  codec           0 bytes, 1 text (UTF-8), 2 jpeg, 3 encoded (another image format), 4 raw,
-                                            5 blocks
+                                            5 blocks, 6 array
                         u8  orientation     EXIF 1 to 8 as the bytes are kept; 0 where the field is no image
                         u8  channels        of the stored image; 0 where the field is no image
                         u8  flags           bit 0: encoded by the packer, not the source's own bytes
@@ -20,7 +20,7 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
                         u64 zero            reserved
 
     raw             uint8, height x width x channels, rows first, channels last, RGB
-    blocks          see `blocks`
+    blocks, array   see `blocks`, `arrays`
     checksums       XXH3, 64 bits, seed 0. The head checksum covers the head's first 8 bytes, the directory and the
                     indexes: everything that must be trusted before a payload is touched.
 
@@ -32,7 +32,7 @@ the record's own size.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -40,16 +40,22 @@ import xxhash
 from .errors import ChecksumError, StoreFormatError
 
 MAGIC = b"FLR1"
-BYTES, TEXT, JPEG, ENCODED, RAW, BLOCKS = range(6)
-CODEC_NAMES = ("bytes", "text", "jpeg", "encoded", "raw", "blocks")
+BYTES, TEXT, JPEG, ENCODED, RAW, BLOCKS, ARRAY = range(7)
+CODEC_NAMES = ("bytes", "text", "jpeg", "encoded", "raw", "blocks", "array")
+IMAGES = range(JPEG, BLOCKS + 1)
 REENCODED, SIGNED = 1, 2
 
 _HEAD = struct.Struct("<4sHHQ")
 _CHECKED = 8  # the bytes of the head that its checksum covers
 _ENTRY = struct.Struct("<BBBBIIIQQQ")
-_MAX_FIELDS = 64
+MAX_FIELDS = 64
 
 checksum = xxhash.xxh3_64_intdigest
+
+
+def joint_checksum(checksums: Iterable[int]) -> int:
+    """The checksum of several fields: of their checksums, 8 bytes each."""
+    return checksum(b"".join(number.to_bytes(8, "little") for number in checksums))
 
 
 class Field(NamedTuple):
@@ -75,8 +81,8 @@ class Field(NamedTuple):
 
 def build(fields: Sequence[Field]) -> bytes:
     """Serialise fields to one record; their `checksum` is computed here."""
-    if not 0 < len(fields) <= _MAX_FIELDS:
-        raise ValueError(f"a record holds 1 to {_MAX_FIELDS} fields, got {len(fields)}")
+    if not 0 < len(fields) <= MAX_FIELDS:
+        raise ValueError(f"a record holds 1 to {MAX_FIELDS} fields, got {len(fields)}")
     checked = [_HEAD.pack(MAGIC, len(fields), 0, 0)[:_CHECKED]]
     checked += [
         _ENTRY.pack(
@@ -103,7 +109,7 @@ def parse(data: bytes | memoryview) -> list[Field]:
         raise StoreFormatError(f"a record has at least {_HEAD.size} bytes, got {len(view)}; the store is damaged")
     magic, count, _, head_checksum = _HEAD.unpack_from(view)
     directory_end = _HEAD.size + count * _ENTRY.size
-    if magic != MAGIC or not 0 < count <= _MAX_FIELDS or directory_end > len(view):
+    if magic != MAGIC or not 0 < count <= MAX_FIELDS or directory_end > len(view):
         raise StoreFormatError("the bytes are not a fastload record; the store is damaged or of another program")
     entries = [_ENTRY.unpack_from(view, _HEAD.size + i * _ENTRY.size) for i in range(count)]
     start = directory_end
@@ -116,7 +122,7 @@ def parse(data: bytes | memoryview) -> list[Field]:
         raise ChecksumError("a record's head was altered (checksum mismatch); run `fastload verify` on the store")
     fields = []
     for codec, orientation, channels, flags, width, height, tiles_length, length, payload_checksum, _ in entries:
-        if codec > BLOCKS or (codec >= JPEG and not 1 <= orientation <= 8):
+        if codec > ARRAY or (codec in IMAGES and not 1 <= orientation <= 8):
             raise StoreFormatError(
                 f"a record has codec {codec} and orientation {orientation}; update fastload to read it"
             )

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from . import record
-from .dataset import IGNORE_LABEL, ImageDataset
+from .dataset import ImageDataset
 from .errors import DecodeError
+from .fields import IGNORE_LABEL
 from .geometry import Box, Plan, Size
 from .order import Indices, SampleRandom, SampleRandoms, Words, mixed
 from .store import Column
@@ -204,9 +205,9 @@ def _raw_column(dataset: ImageDataset) -> Column:
             f"device_resident=True takes images of 8 bits, those of {dataset.store.path} are {dataset.image_dtype}; "
             "leave it out, or pack with `--depth 8 --encode raw`"
         )
-    if column is None or dataset.store.masks:
+    if column is None or dataset.store.schema.sample != {"tuple": ["image", "label"]}:
         raise ValueError(
-            f"device_resident=True takes a store of raw images of one size, without masks; {dataset.store.path} is "
+            f"device_resident=True takes a store of raw images of one size and labels; {dataset.store.path} is "
             "none. Pack MNIST, CIFAR or images of one size with `--encode raw`, large ones with `--short-side N` too"
         )
     if dataset.image_type != "tensor" or dataset.target_transform is not None or not dataset.reads_whole_batches:

@@ -1,4 +1,4 @@
-"""Samples as values: what a source gives that is no folder of images (tar shards, Parquet, DICOM, a Dataset of torch's)."""
+"""Samples as values: what a source gives that is no folder of images, such as tar shards, Parquet or DICOM."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Pictures for people: contact sheets of a store's samples, with captions, masks and boxes drawn over them.
 
 Each class has the colour that PASCAL VOC gives its number, in every picture. A mask's regions are tinted and outlined;
-255, which losses ignore, is hatched. Below the sheet a legend names the classes that it shows.
+255, which losses ignore, is hatched. Boxes are outlined, and have their class written on them where it is no wider than
+they are. Below the sheet a legend names the classes that it shows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .geometry import Size
+from .pictures import class_colour, draw_boxes, scale_box
+
 Colour = tuple[int, int, int]
+_Legend = dict[int, tuple[Colour, str]]
+"""The colours and names of classes, by their numbers."""
 
 _CELL, _GAP, _TEXT = 160, 8, 18
 _TINT = 0.5
@@ -102,14 +108,6 @@ def _fitting(caption: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
     )
 
 
-def class_colour(value: int) -> Colour:
-    """The colour of a class: PASCAL VOC's map, whose channels take the bits of the number in turn, highest first."""
-    red, green, blue = (
-        sum((value >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)
-    )
-    return red, green, blue
-
-
 def overlay(image: torch.Tensor, mask: torch.Tensor, instances: torch.Tensor | None = None) -> Image.Image:
     """A picture with its mask over it.
 
@@ -140,30 +138,39 @@ def sheet_of(
 ) -> Image.Image:
     """A contact sheet of samples: a caption for each, and its fields by name, or why it can't be shown.
 
-    Of the fields, image is drawn, and mask and instances over it: tensors, arrays or PIL images. What can't be shown is
-    crossed out, and the reason written there.
+    Of the fields, image is drawn, and mask, instances and boxes over it: tensors, arrays or PIL images. A box is x, y,
+    width and height in pixels of the image; one without area is not seen. labels: the boxes' classes, if they are
+    known. What can't be shown is crossed out, and the reason written there.
 
     Raises:
-        ValueError: there are no samples, or an image is no picture: not of 1 or 3 channels.
+        ValueError: there are no samples, an image is no picture (not of 1 or 3 channels), or boxes are none.
     """
-    pictures, captions, values = [], [], set[int]()
+    pictures, captions, legend = [], [], _Legend()
     for caption, fields in samples:
-        if isinstance(fields, str):
-            picture, shown = _crossed_out(fields), set[int]()
-        else:
-            picture, shown = _drawn(fields)
+        picture, shown = (_crossed_out(fields), {}) if isinstance(fields, str) else _drawn(fields, classes)
         pictures.append(picture)
         captions.append(caption)
-        values |= shown
-    return contact_sheet(pictures, captions, columns, legend=_legend(values, classes))
+        legend |= shown
+    return contact_sheet(pictures, captions, columns, legend=[entry for _, entry in sorted(legend.items())])
 
 
-def _drawn(fields: dict[str, Any]) -> tuple[Image.Image, set[int]]:
-    """A sample's picture with all that belongs over it, and the values of its mask."""
+def _drawn(fields: dict[str, Any], classes: Sequence[str] | None) -> tuple[Image.Image, _Legend]:
+    """A sample's picture with all that belongs over it, and what its classes are called."""
     image = _as_bytes(fields["image"])
-    picture = _fitted(_as_image(image))
-    if "mask" not in fields:
-        return picture, set()
+    picture, legend = _fitted(_as_image(image)), _Legend()
+    if "mask" in fields:
+        picture, values = _masked(picture, fields)
+        legend |= {value: _entry(value, classes) for value in values - {0}}
+        if _IGNORE in legend:
+            legend[_IGNORE] = (255, 255, 255), "ignored"
+    if "boxes" in fields:
+        picture, labels = _boxed(picture, (image.shape[1], image.shape[2]), fields, classes)
+        legend |= {label: _entry(label, classes) for label in labels}
+    return picture, legend
+
+
+def _masked(picture: Image.Image, fields: dict[str, Any]) -> tuple[Image.Image, set[int]]:
+    """A picture with its mask over it, and the mask's values."""
     mask, instances = _as_values(fields["mask"]), _as_values(fields.get("instances"))
     assert mask is not None
     rows, columns = (
@@ -173,6 +180,28 @@ def _drawn(fields: dict[str, Any]) -> tuple[Image.Image, set[int]]:
     fitted = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     drawn = overlay(fitted, mask[rows][:, columns], instances if instances is None else instances[rows][:, columns])
     return drawn, set(mask.unique().tolist())
+
+
+def _boxed(
+    picture: Image.Image, size: Size, fields: dict[str, Any], classes: Sequence[str] | None
+) -> tuple[Image.Image, set[int]]:
+    """A picture with the boxes of its image of `size`, large ones below, and their labels."""
+    boxes = scale_box(np.asarray(fields["boxes"]), size, (picture.height, picture.width)).reshape(-1, 4)
+    labels, areas = np.asarray(fields.get("labels", ())), boxes[:, 2] * boxes[:, 3]
+    order = np.array([place for place in np.argsort(-areas) if areas[place] > 0], np.int64)
+    boxes = boxes[order]
+    drawn = draw_boxes(np.array(picture), boxes, colors="white", width=3)  # a light edge, for dark colours on dark
+    if labels.shape != areas.shape or labels.dtype.kind not in "iu":
+        return _as_image(draw_boxes(drawn, boxes)), set()
+    values, font = labels[order].tolist(), ImageFont.load_default(size=12)
+    entries = [_entry(value, classes) for value in values]
+    texts = [name if font.getlength(name) + 6 <= box[2] else "" for (_, name), box in zip(entries, boxes, strict=True)]
+    return _as_image(draw_boxes(drawn, boxes, texts, [colour for colour, _ in entries])), set(values)
+
+
+def _entry(value: int, classes: Sequence[str] | None) -> tuple[Colour, str]:
+    """The colour and the name of a class, or its number."""
+    return class_colour(value), _visible(classes[value] if classes and 0 <= value < len(classes) else str(value))
 
 
 def _as_values(mask: Any) -> torch.Tensor | None:
@@ -193,12 +222,6 @@ def _as_bytes(image: Any) -> torch.Tensor:
     values = tensor.to(torch.float32)
     low, high = values.amin(), values.amax()
     return ((values - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
-
-
-def _legend(values: set[int], classes: Sequence[str] | None) -> list[tuple[Colour, str]]:
-    names = {_IGNORE: "ignored", **dict(enumerate(classes or ()))}
-    colours = {_IGNORE: (255, 255, 255)}
-    return [(colours.get(value, class_colour(value)), names.get(value, str(value))) for value in sorted(values - {0})]
 
 
 def _crossed_out(reason: str) -> Image.Image:

@@ -18,13 +18,22 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from . import label_lists, labelme, record, small_images
+from . import coco, fields, label_lists, labelme, record, small_images, tar_shards
 from .errors import SourceError
+from .fields import Schema, Spec
+from .samples import Samples
 from .store import Store, looks_like_store
 
-Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "store"]
+Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "coco", "tar", "store"]
 
+_FILES = {
+    "list": "file of `name label` lines",
+    "coco": "JSON file of COCO's",
+    "store": "file that `fastload pack` made",
+}
+"""What formats need that are no folders."""
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
+_LOOKED_AT = 32
 _JSON_TRIED = 20  # files at a folder's top, before it is none of labelme's
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 
@@ -70,24 +79,40 @@ class Source(NamedTuple):
     """Items in index order, and the names of their classes where labels have names.
 
     format: what the files came from, any of `Format` but auto and store. store: the store that they are in now, if any.
-    masks: the masks that come with each image, and the value of what lies outside of them. read: gives what an item
+    schema: what a sample consists of, where that is more than an image with a label or masks. masks: the masks that
+    come with each image, and the value of what lies outside of them. read: gives what an item
     consists of, by name: the bytes of an image file, or its pixels (height, width, channels); the bytes or values of
     masks. real: labels are floats. encode: how the images are stored unless something else is asked for. content: a
-    checksum of what is in memory already.
+    checksum of what is in memory already. outcomes: packs the items itself, see
+    `torch_datasets`. first: the values of samples that it has looked at.
     """
 
     format: str
-    items: list[Item]
+    items: Sequence[Item]
     classes: list[str] | None
     label_count: int
     notes: list[str]
     store: Store | None = None
+    schema: Schema | None = None
     masks: Mapping[str, int] = {}
     read: Callable[[Item], dict[str, Any]] = read_files
     real: bool = False
     encode: Literal["keep", "raw"] = "keep"
     image_path: Callable[[Item], str] = operator.attrgetter("path")
     content: str = ""
+    outcomes: Callable[..., Iterator[Any]] | None = None
+    first: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def fields(self) -> Schema:
+        """What a sample consists of."""
+        if self.schema is not None:
+            return self.schema
+        masks = tuple(Spec(name, "mask", fill=fill) for name, fill in self.masks.items())
+        label = Spec("label", "real" if self.real else "integer", column="label")
+        specs = (Spec("image", "image"), *(masks or (label,)))
+        names = [spec.name for spec in specs]
+        return Schema({"tuple": [*names]} if len(names) < 3 else {"dict": [[name, name] for name in names]}, specs)
 
     def image_of(self, item: Item) -> Hashable:
         """What tells the image of an item from those of others: two items may be the same file."""
@@ -97,7 +122,7 @@ class Source(NamedTuple):
         """A hash of names, labels, sizes and modification times: what tells an unchanged source from another one."""
         known = repr((self.format, self.classes, self.content))
         digest = hashlib.blake2b(known.encode("utf-8", "surrogatepass"), digest_size=16)
-        for item in self.items:
+        for item in self.items if self.outcomes is None else ():
             paths = {item.path: None, self.image_path(item): None, item.mask: None}
             files = [_stamp(path) for path in paths if path is not None]
             digest.update(repr((item.name, item.labels, *files)).encode("utf-8", "surrogatepass"))
@@ -128,12 +153,13 @@ def open_source(
     """List what is at `path`.
 
     format: `folders` (one sub-folder per class), `flat` (all images below, no labels), `list` (a text file that
-    `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two folders
-    of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its JSON
-    files), `mnist` and `cifar` (see `small_images`), `store`, or `auto`: a file is a store or a list; a folder is known
-    by MNIST's or CIFAR's files in it, by a labelme file or an image at its top (which makes it flat), by the names of
-    folders of pairs; any other folder has classes.
-    root: where a list's relative names start; the list's own folder by default.
+        `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two
+        folders of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its
+        JSON files), `mnist` and `cifar` (see `small_images`), `coco` (its JSON file of boxes), `tar` (WebDataset's
+        shards: a file, a folder of them, or a pattern with braces), `store`, or `auto`: a file is known by how it
+        begins; a folder by MNIST's or CIFAR's files in it, by shards, by a labelme file or an image at its top (which
+        makes it flat), by the names of folders of pairs; any other folder has classes.
+    root: where the names of a list, or of COCO's, start; its own folder by default.
     masks: a folder with a mask for each image at `path`, of the same name but for the suffix.
     labels: a text file with the names of a mask's values, a line each, as labelme has it.
     image_column, label_columns: of a list with a header, see `label_lists.read_list`.
@@ -148,7 +174,7 @@ def open_source(
     path = os.fspath(path)
     if format not in get_args(Format):
         raise SourceError(f"format is {format!r}; it may be one of {', '.join(get_args(Format))}")
-    if not os.path.exists(path):
+    if not os.path.exists(path) and not tar_shards.looks_like_tar(path):
         raise SourceError(f"{path}: no such file or folder; give a folder of images or a list of `name label` lines")
     is_folder = os.path.isdir(path)
     if is_folder and not os.access(path, os.R_OK | os.X_OK):
@@ -157,13 +183,15 @@ def open_source(
         format = "pairs"
     if format == "auto":
         format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
-    needed = {"list": "file of `name label` lines", "store": "file that `fastload pack` made"}.get(format, "folder")
-    if is_folder == (needed != "folder") and (is_folder or format != "mnist"):
+    needed = _FILES.get(format, "folder")
+    if is_folder == (needed != "folder") and (is_folder or format not in ("mnist", "tar")):
         raise SourceError(
             f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
             f"a {needed}; leave the format out to have it recognised"
         )
-    if format != "list" and (root, image_column, label_columns) != (None, None, None):
+    if (format != "list" and (image_column, label_columns) != (None, None)) or (
+        root and format not in ("list", "coco")
+    ):
         raise SourceError("a root and columns go with a list; folders hold their own files")
     if part is not None and format not in ("mnist", "cifar"):
         raise SourceError(f"part is {part!r}; only MNIST and CIFAR have parts of their own")
@@ -176,6 +204,8 @@ def open_source(
         "labelme": lambda: _labelme(path, labels, max_pixels, ignore),
         "mnist": lambda: _small_images(path, small_images.read_mnist(path, part), "mnist"),
         "cifar": lambda: _small_images(path, small_images.read_cifar(path, part), "cifar"),
+        "coco": lambda: _of_samples(path, coco.read_coco(path, start, max_pixels=max_pixels), "coco"),
+        "tar": lambda: _of_samples(path, tar_shards.read_shards(path), "tar"),
         "store": lambda: _store(path),
     }
     source = builders[format]()
@@ -355,14 +385,17 @@ _SIGNS: dict[bool, dict[Format, Callable[[str], object]]] = {
     True: {
         "mnist": small_images.looks_like_mnist,
         "cifar": small_images.looks_like_cifar,
+        "tar": tar_shards.looks_like_tar,
         "labelme": _has_annotations,
         "flat": _has_image_at_top,
         "pairs": lambda path: _two_folders(path) or _pair_folders(path),
         "folders": lambda path: True,
     },
     False: {
+        "tar": tar_shards.looks_like_tar,
         "store": looks_like_store,
         "mnist": small_images.looks_like_mnist,
+        "coco": coco.looks_like_coco,
         "list": lambda path: True,
     },
 }
@@ -400,7 +433,7 @@ def _store(path: str) -> Source:
     label_count = column.shape[0] if column.shape else 1
     raw = store.manifest["options"].get("encode") == "raw"
     return Source(
-        *(store.manifest["source"], items, store.classes, label_count, [], store, store.masks),
+        *(store.manifest["source"], items, store.classes, label_count, [], store, store.schema, store.masks),
         real=column.dtype.kind == "f",
         encode="raw" if raw else "keep",
     )
@@ -440,6 +473,40 @@ def _listed_pair(entry: label_lists.Entry, root: str, names: list[str]) -> Item:
     mask = os.path.join(root, names[int(entry.labels[0])])
     missing = None if os.path.isfile(mask) else f"line {entry.line}: there is no mask {mask}"
     return Item(name, image, (), missing, mask=mask)
+
+
+def _of_samples(path: str, found: Samples, format: str) -> Source:
+    """A source whose samples are dicts; what they consist of is learned from some that are spread over it."""
+    items = [Item(name, path, (), found.problems.get(i), i) for i, name in enumerate(found.names)]
+    whole = [item.sample for item in items if item.problem is None and item.sample is not None]
+    first: list[dict[str, Any]] = []
+    error: Exception | None = None
+    for sample in (whole[place * len(whole) // _LOOKED_AT] for place in range(_LOOKED_AT) if whole):
+        try:
+            first.append(found.read(sample))
+        except (OSError, SourceError) as reason:
+            error = error or reason
+    if items and not first:
+        why = str(error) if error else found.problems[0]
+        raise SourceError(f"{path}: none of the samples looked at can be read; the first: {why}")
+    plain = {name for values in first for name, value in values.items() if value is None or type(value) in (dict, list)}
+    schema = fields.learn(first, dict.fromkeys(plain, "json") | dict(found.kinds)) if first else None
+    assert schema is None or isinstance(schema.sample, dict)
+    names = [spec.name for spec in schema.specs] if schema else []
+    as_pair = names[:1] == ["image"] and names[1:] in (["label"], ["mask"])
+
+    def read(item: Item) -> dict[str, Any]:
+        assert item.sample is not None
+        assert schema is not None
+        return schema.flatten(found.read(item.sample))
+
+    return Source(
+        *(format, items, found.classes, 1, found.notes),
+        schema=schema and schema._replace(sample={"tuple": names} if as_pair else schema.sample),
+        masks={spec.name: spec.fill for spec in schema.of_kind("mask")} if schema else {},
+        read=read,
+        content=found.content,
+    )
 
 
 def _small_images(path: str, found: small_images.SmallImages, format: str) -> Source:

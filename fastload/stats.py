@@ -87,6 +87,8 @@ def statistics(
         >>> normalize = fastload.transforms.Normalize(found.mean, found.std)
     """
     store = Store(path)
+    if store.schema.image is None:
+        raise StoreError(f"{store.path} has no images; its fields are {', '.join(s.name for s in store.schema.specs)}")
     dtype = store.image_dtype
     pixels = np.zeros((store.image_channels, 1 << 8 * dtype.itemsize), np.int64)
     mask_values = np.zeros(1 << 16, np.int64)

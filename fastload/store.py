@@ -6,14 +6,18 @@ Two named databases. `samples` maps an 8-byte big-endian index to a record (see 
     column/NAME/CHUNK        rows of a column as raw little-endian numbers; CHUNK is eight decimal digits
     quarantine/STEP          JSON: a list of {"name", "reason"} that were left out
 
-Where images have 16 bits all of them do, and lie in the records as blocks: in the manifest the field of kind "image"
-then has "dtype", "uint16" or "int16", and "channels", 1 or 3. Without these images are uint8.
+The manifest's `fields` are those of a record in their order, its name last, and between them those that lie in columns
+(`label` needs no entry); `sample` is the tree that they make (see `fields`).
+
+Where images have 16 bits all of them do, and lie in the records as blocks: the field `image` then has "dtype", "uint16"
+or "int16", and "channels" where it is not 3. Without a dtype images are uint8.
 
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
 the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
-(the largest value of each mask, and its payload's checksum), and the images themselves where all of them are raw and of
-one shape (`image`). They are read through the memory map, so opening costs the same for a thousand samples and for a
-hundred million.
+(the largest value of each mask, and its payload's checksum), the images themselves where all of them are raw and of
+one shape (`image`), other numbers that samples have (`field_NUMBER`), and `others_checksum`, of the payloads of a
+record but the image's, the masks' and the name's. They are read through the memory map, so opening costs the same for a
+thousand samples and for a hundred million.
 
 A reader is safe under threads (a transaction each), fork, spawn and pickling: every process opens the file for
 itself, at first use. LMDB allows one open environment per file and process, so all stores of a process share it. What
@@ -34,7 +38,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import lmdb
 import numpy as np
@@ -42,7 +46,9 @@ import numpy.typing as npt
 import torch
 
 from . import record
+from .boxes import Format as BoxFormat
 from .errors import StoreError, StoreFormatError
+from .fields import KINDS, TYPES, Schema, is_tree
 
 FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
@@ -50,6 +56,7 @@ COLUMN_CHUNK = 64 << 20
 _META_MAGIC = 0xBEEFC0DE
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
+_FIELD_DTYPE = re.compile(r"|\|[biu]1|<[iu][248]|<f[248]|u?int(8|16)")
 sample_key = struct.Struct(">Q").pack
 
 
@@ -234,6 +241,7 @@ class Store:
         path: absolute path of the file.
         manifest: the store's description, as a dict.
         classes: class names by label, or by value of the mask, or None where these have no names.
+        schema: what a sample consists of (see `fields`).
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
         image_dtype: the NumPy type of the images: uint8, uint16 or int16.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
@@ -256,22 +264,23 @@ class Store:
 
     def _describe(self) -> None:
         self.classes: list[str] | None = self.manifest["classes"]
-        self.field_names: list[str] = [f["name"] for f in self.manifest["fields"] if f["in"] == "record"]
-        self.masks: dict[str, int] = {f["name"]: f["fill"] for f in self.manifest["fields"] if f["kind"] == "mask"}
+        entries = self.manifest["fields"]
+        self.field_names: list[str] = [entry["name"] for entry in entries if entry["in"] == "record"]
+        self.schema = Schema.of_manifest(self.manifest)
+        self.masks: dict[str, int] = {spec.name: spec.fill for spec in self.schema.of_kind("mask")}
+        image = self.schema.image
+        self.image_dtype: np.dtype[Any] = np.dtype("uint8" if image is None else image.dtype or "uint8")
         self._count: int = self.manifest["count"]
         self.columns = {
             name: Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
             for name, c in self.manifest["columns"].items()
         }
-        image: dict[str, Any] = next((f for f in self.manifest["fields"] if f["name"] == "image"), {})
-        self.image_dtype: np.dtype[Any] = np.dtype(image.get("dtype", "uint8"))
-        self._image_channels: int = image.get("channels", 3)
 
     @property
     def image_channels(self) -> int:
-        """1 for grey images that are stored raw, in a column, or with 16 bits, else 3."""
-        column = self.columns.get("image")
-        return self._image_channels if column is None else column.shape[2]
+        """1 for grey images that are stored raw, in a column, with 16 bits, or were packed as such, else 3."""
+        column, image = self.columns.get("image"), self.schema.image
+        return int(column.shape[2]) if column is not None else 3 if image is None else image.channels
 
     def __len__(self) -> int:
         return self._count
@@ -396,15 +405,15 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
     try:
         fields, columns, classes = manifest["fields"], manifest["columns"], manifest["classes"]
         masks = [field["name"] for field in fields if field["kind"] == "mask"]
+        names = {field["name"] for field in fields}
         sane = (
             _is_count(manifest["count"], 1 << 48)
             and isinstance(manifest["digest"], str)
             and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
             and isinstance(fields, list)
-            and all(f["in"] in ("record", "column") and isinstance(f["name"], str) for f in fields)
-            and all(_is_count(f["fill"], 1 << 16) for f in fields if f["kind"] == "mask")
-            and all(_is_image(f) for f in fields if f["kind"] == "image")
-            and {"image"} <= set(manifest.get("sample", ["image"])) <= {"image", "label", *masks}
+            and all(_is_field(field, columns) for field in fields)
+            and (not any(_is_other(field) for field in fields) or "others_checksum" in columns)
+            and is_tree(manifest.get("sample", "image"), {"label"} | names)
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
         )
@@ -414,11 +423,35 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
         raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
 
 
+def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
+    shape, column = field.get("shape", []), field.get("column")
+    return (
+        field["in"] in ("record", "column")
+        and isinstance(field["name"], str)
+        and field["kind"] in KINDS
+        and field.get("type", "") in TYPES
+        and (
+            _is_image(field) if field["kind"] == "image" else _FIELD_DTYPE.fullmatch(field.get("dtype", "")) is not None
+        )
+        and (column is None or (field["in"] == "column" and column in columns))
+        and (column is not None or field["kind"] not in ("integer", "real", "vector"))
+        and isinstance(shape, list)
+        and all(_is_count(n, 1 << 32) for n in shape)
+        and _is_count(field.get("fill", 0), 1 << 16)
+        and field.get("format", "") in ("", *get_args(BoxFormat))
+    )
+
+
 def _is_image(field: dict[str, Any]) -> bool:
-    """Whether a field of images is of 8 bits, or says its type and channels and lies in the records."""
-    dtype, channels = field.get("dtype", "uint8"), field.get("channels", 3)
+    """Whether a field of images is of 8 bits, or lies in the records; with sane channels."""
+    dtype, channels = field.get("dtype", ""), field.get("channels", 3)
     deep = dtype in ("uint16", "int16") and field["in"] == "record"
-    return (dtype == "uint8" or deep) and type(channels) is int and channels in (1, 3)
+    return (dtype in ("", "uint8") or deep) and type(channels) is int and channels in (1, 3)
+
+
+def _is_other(field: dict[str, Any]) -> bool:
+    """Whether a field lies in the record, and is neither the image, nor a mask, nor the name."""
+    return field["in"] == "record" and field["kind"] != "mask" and field["name"] not in ("image", "name")
 
 
 def _is_column(spec: dict[str, Any]) -> bool:

@@ -13,7 +13,8 @@ from . import blocks, decode, record
 from .doctor import usable_cores
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .geometry import upright_size
-from .store import Store
+from .store import Record, Store
+from .values import Value
 from .workers import ordered_map
 
 
@@ -95,24 +96,35 @@ def _check_sample(store: Store, index: int, decode_images: bool) -> Damage | Non
                 raise ChecksumError(f"its {mask} is not the one that was packed at this place")
             if decode_images:
                 blocks.read(sample[mask])
-        checksum = int(store.columns["checksum"].view(index))
-        column = store.columns.get("image")
-        if column is not None:
-            if record.checksum(np.ascontiguousarray(column.view(index)).data) != checksum:
-                raise ChecksumError("the pixels differ from what was packed (checksum mismatch)")
-            return None
-        image = sample["image"]
-        if image.checksum != checksum:
-            raise ChecksumError("the image is not the one that was packed at this place")
-        size = upright_size((image.height, image.width), image.orientation)
-        if size != tuple(store.columns["size"].view(index)):
-            raise DecodeError(f"the record says {image.width} x {image.height} pixels, the size column another size")
-        if decode_images:
-            pixels = decode.pixels(image, keep=True)
-            if pixels.dtype != store.image_dtype:
-                raise DecodeError(f"the record holds {pixels.dtype}, the store's images are {store.image_dtype}")
-            if image.codec == record.JPEG and image.tiles and not decode.tiles_show(image, pixels):
-                raise DecodeError("its tiles decode to other pixels than the whole image")
+        others = [spec for spec in store.schema.others if spec.column is None]
+        found = record.joint_checksum(sample[spec.name].checksum for spec in others)
+        if others and found != store.columns["others_checksum"].view(index):
+            raise ChecksumError("its fields are not those that were packed at this place")
+        for spec in others if decode_images else ():
+            Value(spec, None).read(sample[spec.name], [])
+        if store.schema.image is not None:
+            _check_image(store, index, sample, decode_images)
     except FastloadError as error:
         return Damage(index, name, str(error))
     return None
+
+
+def _check_image(store: Store, index: int, sample: Record, decode_image: bool) -> None:
+    checksum = int(store.columns["checksum"].view(index))
+    column = store.columns.get("image")
+    if column is not None:
+        if record.checksum(np.ascontiguousarray(column.view(index)).data) != checksum:
+            raise ChecksumError("the pixels differ from what was packed (checksum mismatch)")
+        return
+    image = sample["image"]
+    if image.checksum != checksum:
+        raise ChecksumError("the image is not the one that was packed at this place")
+    size = upright_size((image.height, image.width), image.orientation)
+    if size != tuple(store.columns["size"].view(index)):
+        raise DecodeError(f"the record says {image.width} x {image.height} pixels, the size column another size")
+    if decode_image:
+        pixels = decode.pixels(image, keep=True)
+        if pixels.dtype != store.image_dtype:
+            raise DecodeError(f"the record holds {pixels.dtype}, the store's images are {store.image_dtype}")
+        if image.codec == record.JPEG and image.tiles and not decode.tiles_show(image, pixels):
+            raise DecodeError("its tiles decode to other pixels than the whole image")

@@ -240,6 +240,9 @@ def test_pack_options_reach_the_packer(run: Run, class_folders: Path, tmp_path: 
         ("info {tmp}/newer.lmdb", ["newer.lmdb", "version 9", "pip install -U fastload"]),
         ("unpack {store} {tmp}/junk", ["{tmp}/junk", "not an empty folder", "choose another"]),
         ("unpack {store} {tmp}/zero.lmdb", ["zero.lmdb", "not an empty folder"]),
+        ("unpack {store} {tmp}/new --format tar", ["{tmp}/new", "end it in .tar"]),
+        ("unpack {store} {tmp}/new.tar --format tar --shard-size 0", ["shard_size is 0", "at least 1"]),
+        ("unpack {store} {tmp}/new --shard-size 5", ["shard_size is 5", "goes with tar"]),
         ("bench {store} --batch-size 0", ["batch size is 0", "at least 1"]),
         ("tune {store} --batch-size -3", ["batch size is -3", "at least 1"]),
         ("bench {store} --size 0", ["size is 0", "at least 1"]),
@@ -404,6 +407,16 @@ def test_unpack_gives_the_files_back(run: Run, class_folders: Path, tmp_path: Pa
     assert outcome.out == f"{tmp_path / 'new' / 'folder'}: 12 samples\n"
     for file in class_folders.rglob("*.jpg"):
         assert (tmp_path / "new" / "folder" / file.relative_to(class_folders)).read_bytes() == file.read_bytes()
+
+
+def test_unpack_writes_shards(run: Run, store_path: Path, tmp_path: Path) -> None:
+    """One tar file, or several, which are named."""
+    outcome = run("unpack", store_path, tmp_path / "out.tar", "--format", "tar")
+    assert (outcome.status, outcome.out, outcome.err) == (0, f"{tmp_path / 'out.tar'}: 12 samples\n", "")
+    outcome = run("unpack", store_path, tmp_path / "s" / "o.tar", "--format", "tar", "--shard-size", "5")
+    assert outcome.out == f"{tmp_path / 's' / 'o-000000.tar'} to o-000002.tar: 12 samples\n"
+    names = [*(f"o-00000{number}.tar" for number in range(3)), "o.classes.txt"]
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == names
 
 
 def test_unpack_of_a_damaged_store_is_status_1(run: Run, store_path: Path, tmp_path: Path) -> None:

@@ -414,7 +414,7 @@ def test_arrays_of_other_types_are_left_out(tmp_path: Path) -> None:
     found = reasons(store)
     assert found["1"] == "its values are int16, and the store's are uint16; pack it into another store"
     for name in "2346":
-        assert "they may be uint8, uint16 or int16" in found[name]
+        assert "an image is uint8, uint16 or int16" in found[name]
     assert "it has colours" in found["5"]
     store = packed_arrays(tmp_path / "b.lmdb", [signed, noise(4, 5, 1), noise(4, 5, 1, dtype=np.uint8)])
     assert len(store) == 1

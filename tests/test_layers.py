@@ -15,11 +15,13 @@ import fastload
 
 LAYERS = (
     "errors geometry order record",
-    "anonymous_memory samples batch buffers jpeg tiles huffman huffman_writer recut blocks masks store store_writer sources "
-    "labelme pickles small_images label_lists splits workers transforms cache failures worker_info",
+    "anonymous_memory samples arrays fields batch buffers jpeg tiles huffman huffman_writer recut blocks masks boxes "
+    "store store_writer sources labelme coco pickles small_images label_lists tar_members member_values tar_shards parquet dicom dicom_images dicom_values splits workers "
+    "transforms cache failures worker_info",
     "decode show pictures",
-    "prepare",
+    "prepare torch_datasets",
     "pack",
+    "values",
     "dataset sampler buckets",
     "prefetch resident",
     "orders passes iterators reading thread_workers process_workers",

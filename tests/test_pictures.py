@@ -251,6 +251,16 @@ def test_colours_go_with_labels() -> None:
     assert colours(labels=[1, 2, 1]) == [a, b, a]
 
 
+def test_an_empty_label_is_not_written() -> None:
+    """Nor is the ground that it would lie on."""
+    image = torch.zeros(3, 60, 200, dtype=torch.uint8)
+    boxes = [(0, 40, 10, 10), (60, 40, 10, 10)]
+    assert torch.equal(draw_boxes(image, boxes, ["", ""], "red"), draw_boxes(image, boxes, colors="red"))
+    drawn = draw_boxes(image, boxes, ["", "cat"], "red")
+    assert not drawn[:, :40, :60].any()
+    assert drawn[:, :40, 60:].any()
+
+
 @pytest.mark.parametrize("box", [(20, 40, 60, 30), (20, 2, 60, 30), (150, 40, 60, 30), (-30, -20, 60, 60)])
 def test_labels_are_seen_wherever_the_box_is(box: tuple[int, int, int, int]) -> None:
     """Above the box, or within it at the picture's edge, with letters that stand out."""

@@ -85,7 +85,7 @@ def test_golden_bytes_are_what_the_definition_says() -> None:
 def test_the_numbers_of_codecs_and_flags_are_the_formats() -> None:
     """Codes that are on disk don't move."""
     assert (record.BYTES, record.TEXT, record.JPEG, record.ENCODED, record.RAW, record.BLOCKS) == (0, 1, 2, 3, 4, 5)
-    assert record.CODEC_NAMES == ("bytes", "text", "jpeg", "encoded", "raw", "blocks")
+    assert record.CODEC_NAMES == ("bytes", "text", "jpeg", "encoded", "raw", "blocks", "array")
     assert (record.MAGIC, record.REENCODED) == (b"FLR1", 1)
 
 

@@ -230,6 +230,124 @@ def test_a_long_legend_goes_on_below() -> None:
         assert ((pixels == class_colour(value)).all(axis=2)).sum() >= 11 * 11
 
 
+# ---- boxes
+
+GREY = (100, 100, 100)
+
+
+def drawn(boxes: Any, labels: Any = None, size: tuple[int, int] = (CELL, CELL), **fields: Any) -> np.ndarray[Any, Any]:
+    """The cell of a grey picture with boxes in it."""
+    sample = {"image": plain(*size, GREY), "boxes": boxes, **fields}
+    return cell_of(sheet_of([("", sample if labels is None else {**sample, "labels": labels})], None), 0, 1)
+
+
+def outline(pixels: np.ndarray[Any, Any], box: tuple[int, int, int, int]) -> set[tuple[int, ...]]:
+    """The colours of the two outermost rings of pixels in a box."""
+    left, top, width, height = box
+    ring = np.ones((height, width), np.bool_)
+    ring[2:-2, 2:-2] = False
+    return {tuple(p) for p in pixels[top : top + height, left : left + width][ring].tolist()}
+
+
+@pytest.mark.parametrize("given", [np.array, torch.tensor, lambda rows: np.array(rows, np.float32), list])
+def test_boxes_are_outlined_in_the_colour_of_their_class(given: Any) -> None:
+    """Two pixels, and a white one within; nothing elsewhere. What is narrower than its name has none."""
+    box = (20, 30, 8, 60)
+    pixels = drawn(given([box]), np.array([5]))
+    assert outline(pixels, box) == {VOC[5]}
+    assert {tuple(p) for p in pixels[32:88, 22].tolist()} == {(255, 255, 255)}
+    assert {tuple(p) for p in pixels[33:87, 23:25].reshape(-1, 3).tolist()} == {GREY}
+    rows, columns = np.nonzero((pixels != GREY).any(2))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (20, 30, 27, 89)
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "seen"),
+    [
+        ((320, 160), (40, 100, 10, 200), (60, 50, 5, 100)),
+        ((40, 80), (10, 5, 3, 30), (20, 50, 6, 60)),
+        ((1600, 1600), (0, 0, 70, 1600), (0, 0, 7, 160)),
+    ],
+)
+def test_boxes_lie_where_they_lie_in_the_picture(size: Any, box: Any, seen: Any) -> None:
+    """Pictures that are made smaller, or have larger pixels, take them along; lines are as wide as ever."""
+    pixels = drawn([box], [1], size)
+    found = np.argwhere((pixels == VOC[1]).all(2))
+    assert (found.min(0).tolist(), found.max(0).tolist()) == (
+        [seen[1], seen[0]],
+        [seen[1] + seen[3] - 1, seen[0] + seen[2] - 1],
+    )
+    assert outline(pixels, seen) == {VOC[1]}
+
+
+def test_names_are_written_where_there_is_room() -> None:
+    """Above the box, or within it at the edge, on its colour. A black box is seen on black by its edge."""
+    for top, strip in ((60, slice(48, 60)), (2, slice(2, 14))):
+        pixels = drawn([(20, top, 100, 80)], [4])
+        assert (pixels[strip, 20:23] == VOC[4]).all()
+        assert (pixels[strip, 20:40] > 200).all(2).sum() > 5, "a white number"
+    sample = {"image": plain(CELL, CELL, (0, 0, 0)), "boxes": [(20, 60, 100, 80)], "labels": [0]}
+    texts = [
+        cell_of(sheet_of([("", sample)], [name]), 0, 1)[44:60] for name in ("cat", "dog", "a name too long for it")
+    ]
+    assert texts[0].any()
+    assert texts[1].any()
+    assert not np.array_equal(texts[0], texts[1])
+    assert not texts[2].any()
+    assert cell_of(sheet_of([("", sample)], None), 0, 1)[62:138, [22, 117]].min() == 255
+
+
+def test_boxes_without_area_are_not_drawn() -> None:
+    """Those that a crop has cut off; and no boxes at all are fine."""
+    gone = [(20, 30, 0, 0), (20, 30, 50, 0), (20, 30, 0, 50)]
+    for boxes, labels in (([], []), (np.zeros((0, 4)), np.zeros(0, np.int64)), (gone, [1, 2, 3])):
+        assert (drawn(boxes, labels) == GREY).all()
+        assert (drawn(boxes) == GREY).all()
+        sheet = sheet_of([("", {"image": plain(9, 9, GREY), "boxes": boxes, "labels": labels})], None)
+        assert sheet.height == CELL + TEXT + 2 * GAP, "there is no legend"
+
+
+def test_small_boxes_lie_over_large_ones() -> None:
+    """Whatever their order: where their edges meet, the smaller one is seen."""
+    for boxes, labels in (([(20, 20, 7, 60), (20, 20, 7, 30)], [1, 2]), ([(20, 20, 7, 30), (20, 20, 7, 60)], [2, 1])):
+        pixels = drawn(boxes, labels)
+        assert outline(pixels, (20, 20, 7, 30)) == {VOC[2]}
+        assert (pixels[50:80, 20] == VOC[1]).all()
+
+
+@pytest.mark.parametrize("labels", [None, 3, [1], [1, 2, 3], [[1, 2]], [0.5, 1.5], ["a", "b"]])
+def test_labels_that_are_not_the_boxes_are_not_written_on_them(labels: Any) -> None:
+    """One of the whole picture, say: boxes have a colour each, and the legend is empty."""
+    boxes = [(20, 30, 60, 60), (90, 30, 60, 60)]
+    assert outline(drawn(boxes, labels), boxes[0]) == {VOC[1]}
+    assert outline(drawn(boxes, labels), boxes[1]) == {VOC[2]}
+    fields = {"image": plain(9, 9, GREY), "boxes": boxes, "labels": labels}
+    assert sheet_of([("", fields)], ["a", "b"]).height == CELL + TEXT + 2 * GAP, "there is no legend"
+
+
+def test_the_legend_has_the_classes_of_masks_and_boxes() -> None:
+    """0 is a class of boxes, and the background of masks; 255 is one too, where no mask ignores it."""
+    image, mask = plain(CELL, CELL, GREY), torch.zeros((CELL, CELL), dtype=torch.uint8)
+    mask[:80] = 3
+    boxes = [(5, 100, 50, 50), (60, 100, 50, 50)]
+    samples: list[Any] = [
+        ("", {"image": image, "mask": mask}),
+        ("", {"image": image, "boxes": boxes, "labels": [2, 0]}),
+    ]
+    assert legend_of(sheet_of(samples, None)) == [VOC[0], VOC[2], VOC[3]]
+    assert legend_of(sheet_of([("", {"image": image, "boxes": boxes, "labels": [255, 4]})], None)) == [VOC[4], VOC[255]]
+    both = drawn(boxes, [2, 1], mask=mask)
+    assert outline(both, boxes[0]) == {VOC[2]}
+    assert (both[20, 20] == (114, 114, 50)).all()
+
+
+def test_what_is_no_boxes_is_said() -> None:
+    """A transform may have made anything of them."""
+    for boxes in (np.zeros((2, 5)), [(1, 2, -3, -4)], np.array(["a"] * 4)):
+        with pytest.raises(ValueError, match=r"box|float"):
+            drawn(boxes)
+
+
 # ---- what a dataset shows
 
 

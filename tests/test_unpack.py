@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +23,7 @@ from fastload.errors import StoreError
 from fastload.record import Field
 from fastload.store import ColumnSpec
 from fastload.store_writer import StoreWriter
+from fastload.tar_shards import read_shards
 from fastload.unpack import LABELS, safe_name, unpack
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX only")
@@ -413,3 +416,231 @@ def test_an_image_called_like_the_list_is_not_overwritten(tmp_path: Path) -> Non
     files = unpacked(tmp_path, [LABELS, "b.jpg"], source="list")
     assert len(files) == 3
     assert {b"image 0", b"image 1"} <= set(files.values())
+
+
+# ---- tar shards
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    """The files in a tar file, in its order."""
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+
+def test_a_tar_file_holds_what_the_folder_would(store_path: Path, tmp_path: Path) -> None:
+    """The same bytes under the same names, each with its label, in the store's order; the classes lie beside it."""
+    assert unpack(store_path, tmp_path / "new" / "out.tar", format="tar") == 12
+    unpack(store_path, tmp_path / "folder")
+    found, labels = members_of(tmp_path / "new" / "out.tar"), fastload.Store(store_path).columns["label"]
+    assert {name: data for name, data in found.items() if name.endswith(".jpg")} == files_below(tmp_path / "folder")
+    assert list(found)[:4] == ["ant/0.jpg", "ant/0.cls", "ant/1.jpg", "ant/1.cls"]
+    assert [int(data) for name, data in found.items() if name.endswith(".cls")] == np.asarray(labels).tolist()
+    assert (tmp_path / "new" / "out.classes.txt").read_bytes() == b"ant\nbee\ncat\n"
+    assert sorted(os.listdir(tmp_path / "new")) == ["out.classes.txt", "out.tar"]
+
+
+@pytest.mark.parametrize("size", [None, 5, 12, 100])
+def test_shards_read_again_are_the_store(store_path: Path, tmp_path: Path, size: int | None) -> None:
+    """Images, labels and classes, in as many shards as are needed."""
+    unpack(store_path, tmp_path / "out.tar", format="tar", shard_size=size)
+    shards = {None: ["out.tar"], 5: [f"out-00000{n}.tar" for n in range(3)]}.get(size, ["out-000000.tar"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*shards, "out.classes.txt"])
+    found, store = read_shards(tmp_path), fastload.Store(store_path)
+    assert (found.classes, found.problems, found.notes) == (["ant", "bee", "cat"], {}, [])
+    assert found.names == [str(PurePosixPath(store[i].name).with_suffix("")) for i in range(12)]
+    for index in range(12):
+        image, label = bytes(store[index]["image"].payload), store.columns["label"][index]
+        assert found.read(index) == {"image": image, "label": label}
+
+
+def test_webdataset_reads_the_shards(store_path: Path, tmp_path: Path) -> None:
+    """With its own decoders, key by key."""
+    webdataset = pytest.importorskip("webdataset")
+    unpack(store_path, tmp_path / "out.tar", format="tar", shard_size=7)
+    urls = [str(tmp_path / name) for name in ("out-000000.tar", "out-000001.tar")]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    dataset = fastload.ImageDataset(store_path, image_type="numpy")
+    assert [sample["__key__"] for sample in samples[:5]] == ["ant/0", "ant/1", "ant/2", "ant/3", "bee/0"]
+    assert [sample["cls"] for sample in samples] == [label for _, label in dataset]
+    assert samples[0]["jpg"].shape[2] == 3
+
+
+def test_the_same_store_makes_the_same_bytes(store_path: Path, tmp_path: Path) -> None:
+    """Times are that of the store; users and rights are nobody's in particular."""
+    for name in ("a", "b"):
+        unpack(store_path, tmp_path / f"{name}.tar", format="tar")
+        os.utime(tmp_path / "a.tar", (5, 5))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    created = datetime.fromisoformat(fastload.Store(store_path).manifest["created"]).timestamp()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        facts = {(m.mtime, m.mode, m.uid, m.gid, m.uname, m.gname) for m in tar}
+    assert facts == {(int(created), 0o644, 0, 0, "", "")}
+
+
+def test_raw_pixels_are_png_in_shards(raw_store_path: Path, tmp_path: Path) -> None:
+    """The same pixels again."""
+    unpack(raw_store_path, tmp_path / "out.tar", format="tar")
+    found, store = read_shards(tmp_path / "out.tar"), fastload.Store(raw_store_path)
+    for index in range(40):
+        pixels = cv2.imdecode(np.frombuffer(found.read(index)["image"], np.uint8), cv2.IMREAD_COLOR)
+        assert np.array_equal(pixels[..., ::-1], store.columns["image"][index])
+
+
+def test_several_labels_real_ones_and_none_at_all(class_folders: Path, tmp_path: Path) -> None:
+    """Lists are JSON; -1 is a label that is missing; a folder without labels gets none."""
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes((class_folders / "ant" / "0.jpg").read_bytes())
+    lists = {
+        "one": "a.jpg 3\nb.jpg\nc.jpg 0\n",
+        "two": "a.jpg 3 4\nb.jpg 5\n",
+        "real": "file,x,y\na.jpg,0.5,\nb.jpg,1,2\n",
+    }
+    expected = {"one": [3, -1, 0], "two": [[3, 4], [5, -1]], "real": [[0.5, np.nan], [1, 2]]}
+    for name, text in lists.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+        fastload.pack(tmp_path / f"{name}.csv", tmp_path / f"{name}.lmdb")
+        unpack(tmp_path / f"{name}.lmdb", tmp_path / f"{name}.tar", format="tar")
+        samples = read_shards(tmp_path / f"{name}.tar")
+        labels = [samples.read(index)["label"] for index in range(len(samples.names))]
+        assert np.array_equal(labels, expected[name], equal_nan=True)
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "a.jpg").rename(tmp_path / "flat" / "a.jpg")
+    fastload.pack(tmp_path / "flat", tmp_path / "flat.lmdb")
+    unpack(tmp_path / "flat.lmdb", tmp_path / "flat.tar", format="tar")
+    assert list(members_of(tmp_path / "flat.tar")) == ["a.jpg"]
+
+
+def test_masks_are_members_of_their_sample(tmp_path: Path) -> None:
+    """As PNGs of the same values, with the names of these beside the file."""
+    random = np.random.default_rng(5)
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    masks = [random.integers(0, 3, (40, 50), np.uint8) for _ in range(3)]
+    for number, mask in enumerate(masks):
+        Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "in/images" / f"{number}.jpg")
+        Image.fromarray(mask).save(tmp_path / "in/masks" / f"{number}.png")
+    (tmp_path / "names").write_text("_background_\ncat\ndog\n")
+    fastload.pack(tmp_path / "in", tmp_path / "db.lmdb", labels=tmp_path / "names")
+    unpack(tmp_path / "db.lmdb", tmp_path / "out.tar", format="tar")
+    found = read_shards(tmp_path / "out.tar")
+    assert list(members_of(tmp_path / "out.tar"))[:2] == ["0.jpg", "0.mask.png"]
+    assert (found.kinds, found.classes) == ({"mask": "mask"}, ["_background_", "cat", "dog"])
+    for number, mask in enumerate(masks):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(found.read(number)["mask"]))), mask)
+
+
+hostile = [
+    "../../x.jpg",
+    "/abs.jpg",
+    "",
+    "nul\0.jpg",
+    ".",
+    "a\nb.jpg",
+    "__a__.jpg",
+    "__b__/c.jpg",
+    ".d.jpg",
+    "a.b.c.jpg",
+]
+hostile += [
+    "a_b_c.jpg",
+    "A_b_c.jpg",
+    "é" * 100 + ".JPEG",
+    "\udcff.jpg",
+    "x" * 300,
+    "a.b/c.jpg",
+    "f",
+    "f/g.jpg",
+    "___.png",
+]
+
+
+def test_any_names_make_keys_that_are_read_as_they_are(tmp_path: Path) -> None:
+    """Each sample once, none in the place of another, no path that climbs, nothing that WebDataset would skip."""
+    photo = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(photo, "PNG")
+    images = [Field(record.JPEG, photo.getvalue() + b"%d" % n, 1, 3, 0, 30, 20) for n in range(len(hostile))]
+    unpack(build(tmp_path / "db.lmdb", hostile, images), tmp_path / "out.tar", format="tar")
+    found = read_shards(tmp_path / "out.tar")
+    assert [bytes(found.read(n)["image"]) for n in range(len(hostile))] == [image.payload for image in images]
+    assert found.problems == {}
+    assert found.names[5:12] == ["a_b", "_a__", "_b__/c", "_d", "a_b_c", "a_b_c~2", "A_b_c~3"]
+    for name in found.names:
+        assert is_inside(name)
+        assert name.isprintable() or "\udcff" in name
+
+
+def test_webdataset_reads_any_names(tmp_path: Path) -> None:
+    """Its own idea of keys finds as many samples."""
+    webdataset = pytest.importorskip("webdataset")
+    names = [name for name in hostile if "\udcff" not in name and PurePosixPath(name).suffix]
+    unpack(build(tmp_path / "db.lmdb", names), tmp_path / "out.tar", format="tar")
+    found = list(webdataset.WebDataset(str(tmp_path / "out.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == read_shards(tmp_path / "out.tar").names
+
+
+def test_damaged_samples_are_left_out_of_shards(store_path: Path, tmp_path: Path) -> None:
+    """And named; all others are there."""
+    payload = bytes(fastload.Store(store_path)[5]["image"].payload)
+    store = spoiled(store_path, tmp_path / "damaged.lmdb", payload)
+    with pytest.raises(StoreError, match="1 of 12 samples are damaged"):
+        unpack(store, tmp_path / "out.tar", format="tar", shard_size=4)
+    found = read_shards(tmp_path / "out-{000000..000002}.tar")
+    assert "bee/1" not in found.names
+    assert (len(found.names), found.problems) == (11, {})
+
+
+def test_nothing_is_there_before_all_of_it_is(store_path: Path, tmp_path: Path) -> None:
+    """Interrupted at the last sample, not one shard is left; killed, what is left has another name, and is replaced."""
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total:
+            left.extend(os.listdir(tmp_path))
+            raise KeyboardInterrupt
+
+    left: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        unpack(store_path, tmp_path / "out.tar", format="tar", shard_size=5, progress=interrupt)
+    assert sorted(left) == [f"out.tar.{number}.partial" for number in range(3)]
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "out.tar.0.partial").write_bytes(b"of a process that was killed" * 10000)
+    unpack(store_path, tmp_path / "out.tar", format="tar")
+    assert len(members_of(tmp_path / "out.tar")) == 24
+    assert sorted(os.listdir(tmp_path)) == ["out.classes.txt", "out.tar"]
+
+
+@pytest.mark.parametrize(
+    ("there", "size"), [("out.tar", None), ("out-000007.tar", 5), ("out.classes.txt", 5), ("out.classes.txt", None)]
+)
+def test_shards_that_are_there_are_refused(store_path: Path, tmp_path: Path, there: str, size: int | None) -> None:
+    """Also those that would only be taken for more of the same."""
+    (tmp_path / there).write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=f"{there} exists"):
+        unpack(store_path, tmp_path / "out.tar", format="tar", shard_size=size)
+    assert files_below(tmp_path) == {there: b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("out.zip", {"format": "tar"}, "end it in .tar"),
+        ("out", {"format": "zip"}, "it may be folder or tar"),
+        ("out", {"shard_size": 5}, "goes with tar"),
+        ("out.tar", {"format": "tar", "shard_size": 0}, "at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(
+    store_path: Path, tmp_path: Path, name: str, options: dict[str, Any], words: str
+) -> None:
+    """Before anything is written."""
+    with pytest.raises(ValueError, match=words):
+        unpack(store_path, tmp_path / name, **options)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_store_without_a_time_or_samples(tmp_path: Path) -> None:
+    """An empty tar file, and times of zero."""
+    unpack(build(tmp_path / "none.lmdb", []), tmp_path / "none.tar", format="tar", shard_size=5)
+    assert members_of(tmp_path / "none-000000.tar") == {}
+    unpack(build(tmp_path / "one.lmdb", ["a.jpg"]), tmp_path / "one.tar", format="tar")
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        assert [member.mtime for member in tar] == [0, 0]
