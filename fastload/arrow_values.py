@@ -139,17 +139,8 @@ def binary(scalar: Any) -> bytes:
     return bytes(scalar.as_buffer())
 
 
-def present(scalar: Any) -> Any:
-    """A number, a string or a time of a column that has one in every row."""
-    if not scalar.is_valid:
-        raise SourceError("there is no value, where the file's statistics say that there always is one")
-    return plain(scalar)
-
-
 def array(scalar: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Numbers in lists of one shape."""
-    if not scalar.is_valid:
-        raise SourceError("there is no value, where the file's statistics say that there always is one")
     values = scalar.values
     fits = len(values) == shape[0]
     for length in shape[1:]:
@@ -158,8 +149,6 @@ def array(scalar: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         values = values.flatten()
     if not fits:
         raise SourceError(f"its shape is not {shape}, as that of all values should be")
-    if values.null_count:
-        raise SourceError("there are nulls in it, where the file's statistics deny it")
     return np.array(values.to_numpy(zero_copy_only=False)).reshape(shape)
 
 

@@ -77,14 +77,17 @@ def read_parquet(
     """
     path = os.fspath(path)
     labels = [label_columns] if isinstance(label_columns, str) else label_columns
-    split, files, notes = find_split(path, part)
-    tables = [_Table.of(file) for file in files]
-    _check_alike(tables)
-    groups = [group for table in tables for group in table.groups()]
-    starts = [0, *itertools.accumulate(group.rows for group in groups)]
-    if not 0 < starts[-1] <= _MOST_SAMPLES:
-        raise SourceError(f"{path} has {starts[-1]:,} rows; 1 to {_MOST_SAMPLES:,} can be packed at once")
-    columns, classes, more = _columns(tables[0], groups, image_column, labels)
+    with _explained(path):
+        split, files, notes = find_split(path, part)
+        tables = [_Table.of(file) for file in files]
+        _check_alike(tables)
+        groups = [group for table in tables for group in table.groups()]
+        starts = [0, *itertools.accumulate(group.rows for group in groups)]
+        if not 0 < starts[-1] <= _MOST_SAMPLES:
+            raise SourceError(f"{path} has {starts[-1]:,} rows; 1 to {_MOST_SAMPLES:,} can be packed at once")
+        columns, classes, more = _columns(tables[0], groups, image_column, labels)
+        names = _sample_names(split, groups, columns[0].names[0])
+        content = _content(files, [(column.field, *column.names) for column in columns])
     blocks = _Blocks(groups, sorted({name for column in columns for name in column.names}))
 
     def read(index: int) -> dict[str, Any]:
@@ -93,15 +96,8 @@ def read_parquet(
         where = f"{groups[place].table.path}, row {groups[place].first + index - starts[place]}"
         return {column.field: column.value(batch, row, where) for column in columns}
 
-    return Samples(
-        names=_sample_names(split, groups, columns[0].names[0]),
-        read=read,
-        problems={},
-        kinds={column.field: column.kind for column in columns if column.kind},
-        classes=classes,
-        notes=[*notes, *more],
-        content=_content(files, [(column.field, *column.names) for column in columns]),
-    )
+    kinds = {column.field: column.kind for column in columns if column.kind}
+    return Samples(names, read, {}, kinds, classes, [*notes, *more], content)
 
 
 def _content(files: list[str], columns: list[tuple[str, ...]]) -> str:
@@ -149,16 +145,15 @@ class _Table(NamedTuple):
     def groups(self) -> Iterator[_Group]:
         """Its row groups, whose numbers of rows the size of the file has vouched for."""
         first = 0
-        with _explained(self.path):
-            size = os.stat(self.path).st_size
-            for place in range(self.footer.num_row_groups):
-                group = self.footer.row_group(place)
-                rows, average = group.num_rows, max(1, group.total_byte_size) / max(1, group.num_rows)
-                if not 0 <= rows <= _MOST_SAMPLES_PER_BYTE * size:
-                    raise SourceError(f"{self.path} says that {rows:,} rows are in its {size:,} bytes; {_DAMAGED}")
-                if rows:
-                    yield _Group(self, place, first, rows, min(_BLOCK_ROWS, max(1, int(_BLOCK_BYTES / average))))
-                first += rows
+        size = os.stat(self.path).st_size
+        for place in range(self.footer.num_row_groups):
+            group = self.footer.row_group(place)
+            rows, average = group.num_rows, max(1, group.total_byte_size) / max(1, group.num_rows)
+            if not 0 <= rows <= _MOST_SAMPLES_PER_BYTE * size:
+                raise SourceError(f"{self.path} says that {rows:,} rows are in its {size:,} bytes; {_DAMAGED}")
+            if rows:
+                yield _Group(self, place, first, rows, min(_BLOCK_ROWS, max(1, int(_BLOCK_BYTES / average))))
+            first += rows
         if first != self.footer.num_rows:
             raise SourceError(f"{self.path} has {first} rows and says {self.footer.num_rows}; {_DAMAGED}")
 
@@ -184,13 +179,6 @@ class _Group(NamedTuple):
                 yield batch
         if left:
             raise SourceError(f"{where} ends {left} rows too early; {_DAMAGED}")
-
-    def has_no_nulls(self, column: str) -> bool:
-        """Whether the statistics of a column, and of all within it, say so."""
-        group = self.table.footer.row_group(self.place)
-        within = [group.column(place) for place in range(group.num_columns)]
-        statistics = [leaf.statistics for leaf in within if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
-        return all(found is not None and found.has_null_count and found.null_count == 0 for found in statistics)
 
 
 def _opened(path: str, footer: Any = None) -> Any:
@@ -390,13 +378,12 @@ def _other(table: _Table, groups: list[_Group], name: str) -> _Column | None:
     shape = arrow_values.shape_of(type, table.features.get(name))
     if (is_any(f"null struct map {LISTS}", type) and shape is None) or _has_nulls(groups, name):
         return _Column(name, (name,), arrow_values.plain, "json")
-    return _Column(name, (name,), functools.partial(arrow_values.array, shape=shape) if shape else arrow_values.present)
+    return _Column(name, (name,), functools.partial(arrow_values.array, shape=shape) if shape else arrow_values.plain)
 
 
 def _has_nulls(groups: list[_Group], column: str) -> bool:
-    """Whether there are any; what the statistics don't deny is looked up."""
-    unsure = [group for group in groups if not group.has_no_nulls(column)]
-    return any(arrow_values.has_nulls(batch.column(column)) for batch in _scanned(unsure, column))
+    """Whether there are any, by looking: asked for the statistics of a damaged file, pyarrow can crash."""
+    return any(arrow_values.has_nulls(batch.column(column)) for batch in _scanned(groups, column))
 
 
 def _scanned(groups: list[_Group], column: str) -> Iterator[Any]:
