@@ -89,7 +89,7 @@ def shape_of(type: Any, feature: Any) -> tuple[int, ...] | None:
         type, feature = storage(type.value_type), feature.get("feature")
     if isinstance(shape, list) and len(shape) == len(lengths):
         lengths = shape
-    known = all(isinstance(length, int) and length > 0 for length in lengths)
+    known = all(isinstance(length, int) and not isinstance(length, bool) and length > 0 for length in lengths)
     return tuple(lengths) if lengths and known and is_any(NUMBERS, type) else None
 
 

@@ -5,8 +5,9 @@ into the schema (class names, shapes, which structs are images) is used where th
 opened: an image is in the file, or the sample can't be packed.
 
 Rows are read in blocks of a few MB, forward through their row group, and the last blocks are kept: reading in order
-takes little memory however large the row groups are; going back in one begins it anew. What is damaged is the problem
-of the samples from there to the end of its row group.
+takes the memory of these and of a page of the file, however large the row groups are (pyarrow writes pages of up to 1024
+rows, so it may be some hundred MB). Going back in a row group begins it anew. What is damaged is the problem of the
+samples from there to the end of its row group.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _BLOCK_BYTES = 8 << 20
 _BLOCK_ROWS = 64  # at most: sizes in a file may lie, and values in a dictionary are cheap to repeat
 _KEPT_BYTES = 256 << 20
 _SCANNED_ROWS = 256  # at once, of columns without images
-_READERS = 4  # row groups that are under way
+_READERS = 2  # row groups that are under way, each with a page in memory
 
 _IMAGE_NAME = re.compile(r"(?:image|img|picture|photo|pixel_values)s?|jpe?g|png|webp", re.IGNORECASE)
 _LABEL_NAME = re.compile(r"(?:\w+_)?labels?|(?:label|class|category)(?:_?(?:id|idx|index))?|target", re.IGNORECASE)
@@ -80,6 +81,7 @@ def read_parquet(
     with _explained(path):
         split, files, notes = find_split(path, part)
         tables = [_Table.of(file) for file in files]
+        tables = [table for table in tables if table.footer.num_rows] or tables
         _check_alike(tables)
         groups = [group for table in tables for group in table.groups()]
         starts = [0, *itertools.accumulate(group.rows for group in groups)]
@@ -87,7 +89,7 @@ def read_parquet(
             raise SourceError(f"{path} has {starts[-1]:,} rows; 1 to {_MOST_SAMPLES:,} can be packed at once")
         columns, classes, more = _columns(tables[0], groups, image_column, labels)
         names = _sample_names(split, groups, columns[0].names[0])
-        content = _content(files, [(column.field, *column.names) for column in columns])
+        content = _content(files, (labels, classes, [(column.field, *column.names) for column in columns]))
     blocks = _Blocks(groups, sorted({name for column in columns for name in column.names}))
 
     def read(index: int) -> dict[str, Any]:
@@ -100,9 +102,9 @@ def read_parquet(
     return Samples(names, read, {}, kinds, classes, [*notes, *more], content)
 
 
-def _content(files: list[str], columns: list[tuple[str, ...]]) -> str:
+def _content(files: list[str], choice: tuple[Any, ...]) -> str:
     stamps = [(os.path.basename(file), (status := os.stat(file)).st_size, status.st_mtime_ns) for file in files]
-    return hashlib.blake2b(repr((stamps, columns)).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr((stamps, choice)).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @contextlib.contextmanager
