@@ -18,8 +18,8 @@ from .errors import SourceError
 from .samples import EncodedImage
 
 NUMBERS = "boolean integer floating"
-WORDS = "string large_string"
-BYTES = "binary large_binary fixed_size_binary"
+WORDS = "string large_string string_view"
+BYTES = "binary large_binary binary_view fixed_size_binary"
 LISTS = "list large_list fixed_size_list"
 
 _DEEPEST = 16  # lists and structs within each other

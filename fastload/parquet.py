@@ -5,7 +5,7 @@ into the schema (class names, shapes, which structs are images) is used where th
 opened: an image is in the file, or the sample can't be packed.
 
 Rows are read in blocks of a few MB, forward through their row group, and the last blocks are kept: reading in order
-takes the memory of these and of a page of the file, however large the row groups are (pyarrow writes pages of up to 1024
+takes the memory of these and of a page of the file, however large the row groups are (pyarrow's pages have up to 1024
 rows, so it may be some hundred MB). Going back in a row group begins it anew. What is damaged is the problem of the
 samples from there to the end of its row group.
 """

@@ -98,7 +98,7 @@ def test_names_are_what_paths_end_with(tmp_path: Path) -> None:
     assert read_parquet(file).names == ["0.png", "1.png"]
 
 
-@pytest.mark.parametrize("type", ["binary", "large_binary", "dictionary"])
+@pytest.mark.parametrize("type", ["binary", "large_binary", "binary_view", "dictionary"])
 def test_bytes_are_images_if_they_begin_so(tmp_path: Path, type: str) -> None:
     """Without metadata, in a column of whatever name; other bytes stay bytes."""
     kind = pa.dictionary(pa.int32(), pa.binary()) if type == "dictionary" else getattr(pa, type)()
@@ -254,6 +254,7 @@ def test_what_has_no_images_is_refused(tmp_path: Path) -> None:
         ([True, False], [True, False], None),
         (["é", ""], ["é", ""], None),
         (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"], None),
+        (pa.array(["a", "b"], pa.string_view()), ["a", "b"], None),
         ([b"\0a", b""], [b"\0a", b""], None),
         ([1, None], [1, None], "json"),
         (["a", None], ["a", None], "json"),
