@@ -611,6 +611,19 @@ def test_a_damaged_row_group_is_its_samples_problem(tmp_path: Path) -> None:
                 assert samples.read(i) == {"image": png(i), "label": i % 2}
 
 
+def test_damage_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row group of thousands of samples would otherwise be read for each of them."""
+    file = simple(tmp_path / "a.parquet", 8, rows=8, write_page_checksum=True, use_dictionary=False, compression="none")
+    samples = read_parquet(damaged(file, lambda data: data.__setitem__(data.index(png(5)) + 30, 0x55)))
+    opened = []
+    real = parquet._opened
+    monkeypatch.setattr(parquet, "_opened", lambda *given: opened.append(given) or real(*given))
+    for i in range(8):
+        with pytest.raises(SourceError, match="row group 0"):
+            samples.read(i)
+    assert len(opened) == 1
+
+
 def test_a_damaged_column_of_other_values_is_found_as_well(tmp_path: Path) -> None:
     """Even where all of it is looked through to learn what it holds."""
     columns = {"image": images(8), "text": [f"some text {i}" for i in range(8)]}
