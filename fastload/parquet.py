@@ -350,9 +350,8 @@ def _label(table: _Table, groups: list[_Group], names: list[str]) -> tuple[_Colu
         return _Column("label", (names[0],), functools.partial(arrow_values.word_label, values=values)), classes
     each = [_number(real, _class_names(table, name)) for name in names]
     if names[1:]:
-        return _Column(
-            "label", tuple(names), functools.partial(arrow_values.several_labels, each=each, real=real)
-        ), None
+        convert = functools.partial(arrow_values.several_labels, each=each, real=real)
+        return _Column("label", tuple(names), convert, "vector"), None
     return _Column("label", (names[0],), each[0]), _class_names(table, names[0])
 
 
@@ -380,7 +379,9 @@ def _other(table: _Table, groups: list[_Group], name: str) -> _Column | None:
     shape = arrow_values.shape_of(type, table.features.get(name))
     if (is_any(f"null struct map {LISTS}", type) and shape is None) or _has_nulls(groups, name):
         return _Column(name, (name,), arrow_values.plain, "json")
-    return _Column(name, (name,), functools.partial(arrow_values.array, shape=shape) if shape else arrow_values.plain)
+    if shape is not None:
+        return _Column(name, (name,), functools.partial(arrow_values.array, shape=shape), "array")
+    return _Column(name, (name,), arrow_values.plain)
 
 
 def _has_nulls(groups: list[_Group], column: str) -> bool:
