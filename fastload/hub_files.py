@@ -19,6 +19,7 @@ from .errors import SourceError
 MAGIC = b"PAR1"
 
 _SUFFIX = ".parquet"
+_NO_IMAGES = "metadata.parquet"  # a list of the image files beside it
 _SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 _SPLITS = {
     "train": {"train", "training"},
@@ -118,7 +119,7 @@ def _names_within(folder: str, depth: int, mixed: bool) -> list[str]:
                 continue
             if entry.is_dir():
                 folders.append(entry.name)
-            elif entry.name.endswith(_SUFFIX):
+            elif entry.name.endswith(_SUFFIX) and entry.name != _NO_IMAGES:
                 files.append(entry.name)
             elif not mixed:
                 return []

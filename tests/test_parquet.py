@@ -472,6 +472,7 @@ def test_what_is_no_parquet_does_not_look_like_it(tmp_path: Path) -> None:
         assert not hub_files.looks_like_parquet(path)
     (tmp_path / "a.parquet").unlink()
     simple(tmp_path / "cat" / "list.parquet")
+    simple(tmp_path / "metadata.parquet")
     assert not hub_files.looks_like_parquet(tmp_path)
     with pytest.raises(SourceError, match=r"has no \.parquet files at its top, in data, or"):
         read_parquet(tmp_path)
