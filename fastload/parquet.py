@@ -32,13 +32,14 @@ from .hub_files import MAGIC, find_split, listed, magic
 from .samples import Samples
 
 _ENCRYPTED = b"PARE"
-_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_IMAGE_MAGIC = (b"\xff\xd8\xff", _PNG, b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 
 _MOST_FIELDS = 64
 _MOST_SAMPLES = 1 << 27
 _MOST_SAMPLES_PER_BYTE = 1024  # images that are all the same take next to nothing
 _LONGEST_NAME = 255
-_TRIED = 100  # rows in which a column shows whether it is of images
+_TRIED = 100  # rows of a row group in which a column shows whether it is of images
 _BLOCK_BYTES = 8 << 20
 _BLOCK_ROWS = 64  # at most: sizes in a file may lie, and values in a dictionary are cheap to repeat
 _KEPT_BYTES = 256 << 20
@@ -66,10 +67,10 @@ def read_parquet(
     for an empty sequence; by default a column of class labels, or one that is called label.
 
     The fields of a sample: "image"; "label", of several columns an array, -1 (of real labels NaN) where there is none,
-    words numbered in sorted order; "mask", a second image that is called annotation, mask, label or segmentation; all
-    other columns under their own names: numbers, strings and bytes as they are, lists of numbers of one fixed shape as
-    arrays, all else as JSON has it (times as ISO strings, decimals as strings). A column that has nulls is of the kind
-    "json", and keeps them.
+    words numbered in sorted order; "mask", a second image, of one channel, that is called annotation, mask, label or
+    segmentation; all other columns under their own names: numbers, strings and bytes as they are, lists of numbers of
+    one fixed shape as arrays, all else as JSON has it (times as ISO strings, decimals as strings). A column that has
+    nulls is of the kind "json", and keeps them.
 
     Raises:
         SourceError: there is no such file, split or column, no images, several splits to choose from, or a file is
@@ -269,7 +270,7 @@ def _columns(
     if labels:
         label, classes = _label(table, groups, labels)
         columns.append(label)
-    mask = next((name for name in images[1:] if _MASK_NAME.fullmatch(name)), None)
+    mask = next((name for name in images[1:] if _MASK_NAME.fullmatch(name) and _may_be_mask(groups, name)), None)
     for name in images[1:]:
         field, kind = ("mask", "mask") if name == mask else (name, None)
         columns.append(_Column(field, (name,), arrow_values.image, kind))
@@ -320,11 +321,23 @@ def _is_image(table: _Table, column: str) -> bool:
 
 def _holds_images(table: _Table, groups: list[_Group], column: str) -> bool:
     """Whether the first bytes in a column of them begin as an image does."""
-    if not is_any(BYTES, table.types[column]):
-        return False
-    rows = itertools.chain.from_iterable(batch.column(column) for batch in groups[0].batches([column], 1))
-    first = next((arrow_values.bare(value) for value in itertools.islice(rows, _TRIED) if value.is_valid), None)
-    return first is not None and bytes(first.as_buffer()[:16]).startswith(_IMAGE_MAGIC)
+    return is_any(BYTES, table.types[column]) and _beginning(groups, column).startswith(_IMAGE_MAGIC)
+
+
+def _may_be_mask(groups: list[_Group], column: str) -> bool:
+    """Whether a column's first image, if it is a PNG, is grey or has a palette."""
+    beginning = _beginning(groups, column)
+    return not beginning.startswith(_PNG) or beginning[25:26] in (b"", b"\0", b"\3")
+
+
+def _beginning(groups: list[_Group], column: str) -> bytes:
+    """The first bytes of the first image in a column."""
+    for group in groups:
+        with contextlib.suppress(SourceError):
+            for batch in itertools.islice(group.batches([column], 1), _TRIED):
+                with contextlib.suppress(SourceError):
+                    return arrow_values.image(arrow_values.bare(batch.column(column)[0]))[:32]
+    return b""
 
 
 def _label_columns(table: _Table, names: list[str]) -> list[str]:

@@ -32,10 +32,11 @@ IMAGE = {"_type": "Image"}
 CAT_OR_DOG = {"names": ["cat", "dog"], "_type": "ClassLabel"}
 
 
-def png(number: int) -> bytes:
+def png(number: int, mode: str = "RGB") -> bytes:
     """An image of one colour that says its number."""
     file = io.BytesIO()
-    Image.new("RGB", (4, 4), (number % 256, number // 256, 7)).save(file, "PNG")
+    colour = (number % 256, number // 256, 7) if mode == "RGB" else number
+    Image.new(mode, (4, 4), colour).save(file, "PNG")
     return file.getvalue()
 
 
@@ -130,12 +131,15 @@ def test_fields_have_different_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["annotation", "mask", "label", "segmentation_mask"])
 def test_a_second_image_may_be_a_mask(tmp_path: Path, name: str) -> None:
-    """If it is called as masks are."""
-    samples = read_parquet(
-        write(tmp_path / "a.parquet", {name: images(2, 50), "image": images(2)}, {"image": IMAGE, name: IMAGE})
-    )
+    """If it is called as masks are, and has one channel; else it is a picture like the first."""
+    features = {"image": IMAGE, name: IMAGE}
+    drawn = [{"bytes": gray, "path": None} for gray in (png(0, "L"), png(7, "P"))]
+    samples = read_parquet(write(tmp_path / "a.parquet", {name: drawn, "image": images(2)}, features))
     assert samples.kinds == {"mask": "mask"}
-    assert samples.read(1) == {"image": png(1), "mask": png(51)}
+    assert samples.read(1) == {"image": png(1), "mask": png(7, "P")}
+    coloured = {name: images(2, 50), "image": images(2)}
+    samples = read_parquet(write(tmp_path / "a.parquet", coloured, features))
+    assert (samples.kinds, samples.read(1)) == ({}, {"image": png(1), name: png(51)})
 
 
 def test_sounds_are_no_images(tmp_path: Path) -> None:
