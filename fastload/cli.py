@@ -106,7 +106,9 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         "--kind", action="append", type=_kind, metavar="FIELD=KIND", help="what a dataset's field is: 1=mask say"
     )
     parser.add_argument(
-        "--split", metavar="PARTS", help="train=0.8,val=0.2: a store for each; of MNIST or CIFAR also train, or test"
+        "--split",
+        metavar="PARTS",
+        help="train=0.8,val=0.2: a store for each; of MNIST, CIFAR, Parquet also train, or test",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (default: %(default)s)")
     parser.add_argument("--no-stratify", dest="stratify", action="store_false", help="split all classes as one")

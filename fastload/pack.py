@@ -92,16 +92,17 @@ def pack(
 ) -> PackReport:
     """Pack images and labels, or any samples, into one store.
 
-    source: class folders, a folder without labels, a label list, pairs of image and mask, a folder of labelme files, or
-        a store to be packed otherwise (`sources.open_source` says how they are told apart; `format` insists). Or a
+    source: class folders, a folder without labels, a label list, pairs of image and mask, a folder of labelme files,
+        MNIST, CIFAR, COCO's list of boxes, tar shards, Parquet files, DICOM, or a store to be packed otherwise
+        (`sources.open_source` says how they are told apart; `format` insists). Or a
         dataset: any object with __getitem__ and __len__, or with __iter__, whose samples come back with the same
         structure and types (`fields` says what they may consist of).
     destination: the store's file name.
     root: where the names of a list start; its own folder by default.
     masks: a folder with a mask for each image of `source`, of the same name. labels: a file with the names of the
         values of masks, a line each.
-    image_column, label_columns: of a list with a header: the names of its columns. part: "train" or "test" of MNIST
-        and CIFAR.
+    image_column, label_columns: of a list with a header, or of Parquet files: the names of columns. part: "train" or
+        "test" of MNIST, CIFAR or Parquet files.
     label_from: of DICOM files, the element that labels are taken from: "Modality", or its tag "0008,0060". header: more
         elements to keep as fields, by keyword. window: "auto", or (center, width), for 8 bits; rescale: Hounsfield
         units and the like, as int16; by default stored values are kept whole.
