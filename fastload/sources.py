@@ -25,7 +25,19 @@ from .samples import Samples
 from .store import Store, looks_like_store
 
 Format = Literal[
-    "auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "coco", "tar", "dicom", "store"
+    "auto",
+    "folders",
+    "flat",
+    "list",
+    "pairs",
+    "labelme",
+    "mnist",
+    "cifar",
+    "coco",
+    "tar",
+    "parquet",
+    "dicom",
+    "store",
 ]
 
 _FILES = {
@@ -162,10 +174,10 @@ def open_source(
         `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two
         folders of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its
         JSON files), `mnist` and `cifar` (see `small_images`), `coco` (its JSON file of boxes), `tar` (WebDataset's
-        shards: a file, a folder of them, or a pattern with braces), `parquet` (Hugging Face's files),
-        `dicom` (a file, or a folder of them), `store`, or `auto`: a file is known by how it begins; a folder by MNIST's or CIFAR's files in it, by shards, by a labelme
-        file, DICOM or an image at its top (which makes it flat), by the names of folders of pairs; any other folder has
-        classes.
+        shards: a file, a folder of them, or a pattern with braces), `parquet` (Hugging Face's: a file, or a folder of
+        them), `dicom` (the same), `store`, or `auto`: a file is known by how it begins; a folder by MNIST's or CIFAR's
+        files in it, by shards, by a labelme file, DICOM or an image at its top (which makes it flat), by Parquet files,
+        by the names of folders of pairs; any other folder has classes.
     root: where the names of a list, or of COCO's, start; its own folder by default.
     masks: a folder with a mask for each image at `path`, of the same name but for the suffix.
     labels: a text file with the names of a mask's values, a line each, as labelme has it.
