@@ -97,12 +97,18 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="FILE", help="names of the values of masks, a line each")
     parser.add_argument("--root", help="where the names of a list start (default: the list's folder)")
     parser.add_argument("--image-column", metavar="NAME", help="of a list with a header: the files")
-    parser.add_argument("--label-columns", metavar="NAME,NAME", help="of a list with a header: the labels")
+    parser.add_argument("--label-columns", type=_names, metavar="NAME,NAME", help="of a list with a header: the labels")
+    parser.add_argument("--label-from", metavar="TAG", help="of DICOM: the labels, Modality say, or 0008,0060")
+    parser.add_argument("--header", type=_names, default=(), metavar="NAME,NAME", help="of DICOM: values to keep")
+    parser.add_argument("--window", type=_window, metavar="auto|C,W", help="of DICOM: center and width, for 8 bits")
+    parser.add_argument("--rescale", action="store_true", help="of DICOM: Hounsfield units and the like")
     parser.add_argument(
         "--kind", action="append", type=_kind, metavar="FIELD=KIND", help="what a dataset's field is: 1=mask say"
     )
     parser.add_argument(
-        "--split", metavar="PARTS", help="train=0.8,val=0.2: a store for each; of MNIST or CIFAR also train, or test"
+        "--split",
+        metavar="PARTS",
+        help="train=0.8,val=0.2: a store for each; of MNIST, CIFAR, Parquet also train, or test",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (default: %(default)s)")
     parser.add_argument("--no-stratify", dest="stratify", action="store_false", help="split all classes as one")
@@ -128,6 +134,17 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_pack)
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _window(text: str) -> str | tuple[float, ...]:
+    try:
+        return text if text == "auto" else tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no window; write auto, or center,width: 40,400 say") from None
+
+
 def _kind(text: str) -> tuple[str, str]:
     name, found, kind = text.partition("=")
     if not found or kind not in FIELD_KINDS:
@@ -149,6 +166,11 @@ def _pack(arguments: argparse.Namespace) -> int:
         "masks",
         "labels",
         "image_column",
+        "label_columns",
+        "label_from",
+        "header",
+        "window",
+        "rescale",
         "short_side",
         "max_side",
         "quality",
@@ -163,8 +185,6 @@ def _pack(arguments: argparse.Namespace) -> int:
         "overwrite",
     )
     options = {name: getattr(arguments, name) for name in names}
-    columns = arguments.label_columns
-    options["label_columns"] = None if columns is None else [column for column in columns.split(",") if column]
     source = arguments.source
     if _FACTORY.fullmatch(source) and not os.path.exists(source):
         source = _made(source)

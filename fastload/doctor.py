@@ -306,6 +306,8 @@ _CHECKS: dict[str, Callable[[str], Finding]] = {
     "PyTurboJPEG": _turbojpeg,
     "nvidia-ml-py": _optional("pynvml", "nvidia-ml-py", "nvidia", "GPU utilisation in `Monitor`"),
     "matplotlib": _optional("matplotlib", "matplotlib", "plot", "plots"),
+    "pydicom": _optional("pydicom", "pydicom", "dicom", "DICOM files"),
+    "pyarrow": _optional("pyarrow", "pyarrow", "parquet", "Parquet files"),
     "cores": _cores,
     "memory": _memory,
     "shared memory": _shared_memory,

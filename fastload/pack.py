@@ -74,6 +74,10 @@ def pack(
     image_column: str | int | None = None,
     label_columns: Sequence[str] | None = None,
     part: str | None = None,
+    label_from: str | None = None,
+    header: Sequence[str] = (),
+    window: str | tuple[float, float] | None = None,
+    rescale: bool = False,
     kinds: Mapping[str, str] | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
@@ -91,16 +95,20 @@ def pack(
 ) -> PackReport:
     """Pack images and labels, or any samples, into one store.
 
-    source: class folders, a folder without labels, a label list, pairs of image and mask, a folder of labelme files, or
-        a store to be packed otherwise (`sources.open_source` says how they are told apart; `format` insists). Or a
+    source: class folders, a folder without labels, a label list, pairs of image and mask, a folder of labelme files,
+        MNIST, CIFAR, COCO's list of boxes, tar shards, Parquet files, DICOM, or a store to be packed otherwise
+        (`sources.open_source` says how they are told apart; `format` insists). Or a
         dataset: any object with __getitem__ and __len__, or with __iter__, whose samples come back with the same
         structure and types (`fields` says what they may consist of).
     destination: the store's file name.
     root: where the names of a list start; its own folder by default.
     masks: a folder with a mask for each image of `source`, of the same name. labels: a file with the names of the
         values of masks, a line each.
-    image_column, label_columns: of a list with a header: the names of its columns. part: "train" or "test" of MNIST
-        and CIFAR.
+    image_column, label_columns: of a list with a header, or of Parquet files: the names of columns. part: "train" or
+        "test" of MNIST, CIFAR or Parquet files.
+    label_from: of DICOM files, the element that labels are taken from: "Modality", or its tag "0008,0060". header: more
+        elements to keep as fields, by keyword. window: "auto", or (center, width), for 8 bits; rescale: Hounsfield
+        units and the like, as int16; by default stored values are kept whole.
     kinds: of a dataset's fields, where their values don't tell it: {"1": "mask"} for the second of each sample,
         {"target.boxes": "boxes"} for what is in a dict.
     short_side, max_side: shrink images whose shorter or longer side is larger, in pixels; never enlarges.
@@ -136,9 +144,11 @@ def pack(
     final = _checked_destination(source, destination, overwrite)
     _check(options, workers)
     if not isinstance(source, str | os.PathLike):
-        of_files = (root, masks, labels, image_column, label_columns, part)
-        if format != "auto" or any(option is not None for option in of_files):
-            raise ValueError("format, root, masks, labels, columns and part go with files; a dataset has samples")
+        of_files = (root, masks, labels, image_column, label_columns, part, label_from, window)
+        if format != "auto" or any(option is not None for option in of_files) or header or rescale:
+            raise ValueError(
+                "format, root, masks, labels, columns, part and DICOM's options go with files, not datasets"
+            )
         dataset = open_dataset(source, kinds or {}, workers or 0)
         return _pack(dataset, final, options, form_of(dataset, options), None, progress)
     if kinds:
@@ -152,6 +162,10 @@ def pack(
         image_column=image_column,
         label_columns=label_columns,
         part=part,
+        label_from=label_from,
+        header=header,
+        window=window,
+        rescale=rescale,
         max_pixels=max_pixels,
         ignore=_files_of(final),
     )

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from . import arrays, blocks, boxes, decode, geometry, jpeg, masks, record, tiles
+from . import arrays, blocks, boxes, decode, dicom, geometry, jpeg, masks, record, tiles
 from .blocks import Values
 from .buffers import scratch
 from .errors import DecodeError, FastloadError, SourceError
@@ -166,7 +166,7 @@ def libraries_for_packing() -> Iterator[None]:
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), dicom.quiet():
             warnings.filterwarnings("ignore", module="PIL")
             yield
     finally:

@@ -18,13 +18,27 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from . import coco, fields, label_lists, labelme, record, small_images, tar_shards
+from . import coco, dicom, fields, hub_files, label_lists, labelme, parquet, record, small_images, tar_shards
 from .errors import SourceError
 from .fields import Schema, Spec
 from .samples import Samples
 from .store import Store, looks_like_store
 
-Format = Literal["auto", "folders", "flat", "list", "pairs", "labelme", "mnist", "cifar", "coco", "tar", "store"]
+Format = Literal[
+    "auto",
+    "folders",
+    "flat",
+    "list",
+    "pairs",
+    "labelme",
+    "mnist",
+    "cifar",
+    "coco",
+    "tar",
+    "parquet",
+    "dicom",
+    "store",
+]
 
 _FILES = {
     "list": "file of `name label` lines",
@@ -147,6 +161,10 @@ def open_source(
     image_column: str | int | None = None,
     label_columns: Sequence[str] | None = None,
     part: str | None = None,
+    label_from: str | None = None,
+    header: Sequence[str] = (),
+    window: str | tuple[float, float] | None = None,
+    rescale: bool = False,
     max_pixels: int = labelme.MAX_PIXELS,
     ignore: Sequence[str] = (),
 ) -> Source:
@@ -156,14 +174,16 @@ def open_source(
         `label_lists` reads: of names and labels, or of names of images and masks), `pairs` (images and masks in two
         folders of the same names, or one folder with `img` and `label` in it for each pair), `labelme` (a folder of its
         JSON files), `mnist` and `cifar` (see `small_images`), `coco` (its JSON file of boxes), `tar` (WebDataset's
-        shards: a file, a folder of them, or a pattern with braces), `store`, or `auto`: a file is known by how it
-        begins; a folder by MNIST's or CIFAR's files in it, by shards, by a labelme file or an image at its top (which
-        makes it flat), by the names of folders of pairs; any other folder has classes.
+        shards: a file, a folder of them, or a pattern with braces), `parquet` (Hugging Face's: a file, or a folder of
+        them), `dicom` (the same), `store`, or `auto`: a file is known by how it begins; a folder by MNIST's or CIFAR's
+        files in it, by shards, by a labelme file, DICOM or an image at its top (which makes it flat), by Parquet files,
+        by the names of folders of pairs; any other folder has classes.
     root: where the names of a list, or of COCO's, start; its own folder by default.
     masks: a folder with a mask for each image at `path`, of the same name but for the suffix.
     labels: a text file with the names of a mask's values, a line each, as labelme has it.
-    image_column, label_columns: of a list with a header, see `label_lists.read_list`.
-    part: `train` or `test` of MNIST and CIFAR; all there is by default.
+    image_column, label_columns: of a list with a header, see `label_lists.read_list`, or of Parquet files.
+    part: `train` or `test` of MNIST and CIFAR, or a split of Parquet files; all there is by default.
+    label_from, header, window, rescale: of DICOM, see `dicom.read_dicom`.
     max_pixels: no mask is drawn for a larger image.
     ignore: files that are no items wherever they lie, such as the store that is being written.
 
@@ -184,17 +204,19 @@ def open_source(
     if format == "auto":
         format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
     needed = _FILES.get(format, "folder")
-    if is_folder == (needed != "folder") and (is_folder or format not in ("mnist", "tar")):
+    if is_folder == (needed != "folder") and (is_folder or format not in ("mnist", "tar", "parquet", "dicom")):
         raise SourceError(
             f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
             f"a {needed}; leave the format out to have it recognised"
         )
-    if (format != "list" and (image_column, label_columns) != (None, None)) or (
+    if (format not in ("list", "parquet") and (image_column, label_columns) != (None, None)) or (
         root and format not in ("list", "coco")
     ):
         raise SourceError("a root and columns go with a list; folders hold their own files")
-    if part is not None and format not in ("mnist", "cifar"):
-        raise SourceError(f"part is {part!r}; only MNIST and CIFAR have parts of their own")
+    if part is not None and format not in ("mnist", "cifar", "parquet"):
+        raise SourceError(f"part is {part!r}; only MNIST, CIFAR and Parquet files have parts of their own")
+    if format != "dicom" and (label_from, tuple(header), window, rescale) != (None, (), None, False):
+        raise SourceError("label_from, header, window and rescale go with DICOM files")
     start = os.path.dirname(path) or "." if root is None else os.fspath(root)
     builders: dict[str, Callable[[], Source]] = {
         "folders": lambda: _class_folders(path, ignore),
@@ -206,6 +228,8 @@ def open_source(
         "cifar": lambda: _small_images(path, small_images.read_cifar(path, part), "cifar"),
         "coco": lambda: _of_samples(path, coco.read_coco(path, start, max_pixels=max_pixels), "coco"),
         "tar": lambda: _of_samples(path, tar_shards.read_shards(path), "tar"),
+        "parquet": lambda: _parquet(path, part, image_column, label_columns),
+        "dicom": lambda: _dicom(path, ignore, label_from, header, window, rescale, max_pixels),
         "store": lambda: _store(path),
     }
     source = builders[format]()
@@ -387,15 +411,19 @@ _SIGNS: dict[bool, dict[Format, Callable[[str], object]]] = {
         "cifar": small_images.looks_like_cifar,
         "tar": tar_shards.looks_like_tar,
         "labelme": _has_annotations,
+        "dicom": dicom.looks_like_dicom,
         "flat": _has_image_at_top,
+        "parquet": hub_files.looks_like_parquet,
         "pairs": lambda path: _two_folders(path) or _pair_folders(path),
         "folders": lambda path: True,
     },
     False: {
         "tar": tar_shards.looks_like_tar,
+        "parquet": hub_files.looks_like_parquet,
         "store": looks_like_store,
         "mnist": small_images.looks_like_mnist,
         "coco": coco.looks_like_coco,
+        "dicom": dicom.looks_like_dicom,
         "list": lambda path: True,
     },
 }
@@ -473,6 +501,31 @@ def _listed_pair(entry: label_lists.Entry, root: str, names: list[str]) -> Item:
     mask = os.path.join(root, names[int(entry.labels[0])])
     missing = None if os.path.isfile(mask) else f"line {entry.line}: there is no mask {mask}"
     return Item(name, image, (), missing, mask=mask)
+
+
+def _parquet(
+    path: str, part: str | None, image_column: str | int | None, label_columns: Sequence[str] | None
+) -> Source:
+    if isinstance(image_column, int):
+        raise SourceError(f"image_column is {image_column}; columns of Parquet files have names")
+    found = parquet.read_parquet(path, part, image_column=image_column, label_columns=label_columns)
+    return _of_samples(path, found, "parquet")
+
+
+def _dicom(
+    path: str,
+    ignore: Sequence[str],
+    label_from: str | None,
+    header: Sequence[str],
+    window: str | tuple[float, float] | None,
+    rescale: bool,
+    max_pixels: int,
+) -> Source:
+    files = _files_below(path, path, ignore) if os.path.isdir(path) else [(os.path.basename(path), path)]
+    found = dicom.read_dicom(
+        files, label_from=label_from, header=header, window=window, rescale=rescale, max_pixels=max_pixels
+    )
+    return _of_samples(path, found, "dicom")
 
 
 def _of_samples(path: str, found: Samples, format: str) -> Source:

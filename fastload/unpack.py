@@ -158,7 +158,7 @@ def _npy(value: np.ndarray[Any, Any] | torch.Tensor) -> bytes:
     file = io.BytesIO()
     if isinstance(value, torch.Tensor):
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    np.save(file, value, allow_pickle=False)
+    np.save(file, value)
     return file.getvalue()
 
 
