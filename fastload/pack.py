@@ -190,7 +190,7 @@ def pack_splits(
 
     shares: of each part, as a dict or as a text such as "train=0.8,val=0.1,test=0.1"; they sum to 1.
     stratify: divide every class by these shares (samples without a label, and with several or real labels, are one
-        class). options: of `pack`.
+        class). For that tar shards, Parquet and DICOM files are read once more. options: of `pack`.
 
     Returns a report for each part, by its name; see `pack` for what is raised.
 
@@ -212,7 +212,7 @@ def pack_splits(
         **{name: value for name, value in options.items() if name not in own or name == "max_pixels"},
         ignore=[file for final in finals.values() for file in _files_of(final)],
     )
-    classes = [item.labels[0] if len(item.labels) == 1 and not listed.real else None for item in listed.items]
+    classes = _classes_of(listed, workers or usable_cores()) if stratify else [None] * len(listed.items)
     images = [listed.image_of(item) for item in listed.items]
     parts = splits.split(classes, images, shares, seed=seed, stratify=stratify)
     for name, indices in parts.items():
@@ -232,6 +232,22 @@ def pack_splits(
         else _pack(part, finals[name], chosen, form, workers, progress)
         for name, part in sources.items()
     }
+
+
+def _classes_of(source: Source, threads: int) -> list[int | None]:
+    """The class of each item, None where it has none, or several labels, or a real one."""
+    if source.schema is None or source.store is not None:
+        return [int(item.labels[0]) if len(item.labels) == 1 and not source.real else None for item in source.items]
+    if not any(spec.column == "label" for spec in source.schema.specs):
+        return [None] * len(source.items)
+
+    def label_of(item: Item) -> int | None:
+        try:
+            return None if item.problem is not None else int(source.read(item)["label"])
+        except (OSError, FastloadError):
+            return None  # packing will say why
+
+    return [*ordered_map(label_of, source.items, threads=threads, ahead=32 * threads, name=_THREADS)]
 
 
 def _is_packed(source: Source, final: str, options: Options, form: Form) -> bool:

@@ -544,6 +544,9 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
         raise SourceError(f"{path}: none of the samples looked at can be read; the first: {why}")
     plain = {name for values in first for name, value in values.items() if value is None or type(value) in (dict, list)}
     schema = fields.learn(first, dict.fromkeys(plain, "json") | dict(found.kinds)) if first else None
+    if schema is not None:  # pictures and boxes are tensors, whatever the source has them in
+        types = {"image": "file", "boxes": "tensor"}
+        schema = schema._replace(specs=tuple(s._replace(type=types.get(s.kind, s.type)) for s in schema.specs))
     assert schema is None or isinstance(schema.sample, dict)
     names = [spec.name for spec in schema.specs] if schema else []
     as_pair = names[:1] == ["image"] and names[1:] in (["label"], ["mask"])
