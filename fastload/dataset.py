@@ -256,8 +256,7 @@ class ImageDataset(Dataset[Any]):
             self._draw(index, size, [Plan(box, (box.height, box.width))], out)
         else:
             out = decode.reduced(self._stored(index, size), box, reduce, gray=gray)
-            if not gray and out.shape[2] < self.channels:
-                out = np.repeat(out, self.channels, axis=2)
+            out = decode.with_channels(out, 1 if gray else self.channels)
         image, scale = torch.from_numpy(out).permute(2, 0, 1), full_scale(own)
         return image if dtype == own else image.to(torch.promote_types(dtype, torch.float32)).div_(scale).to(dtype)
 

@@ -131,6 +131,13 @@ def reduced(image: Values | record.Field, box: Box, reduction: int, *, gray: boo
     return out if scaled or reduction == 1 else _averaged(out, reduction)
 
 
+def with_channels(image: Values, channels: int) -> Values:
+    """Grey as three equal channels; three of 8 bits as one, which grey pictures are that were made JPEGs."""
+    if image.shape[2] < channels:
+        return np.repeat(image, channels, axis=2)
+    return _luma(image) if image.shape[2] > channels and image.dtype == np.uint8 else image
+
+
 def _luma(colours: Values) -> Values:
     """ITU-R 601, one channel; of 16 bits in float32, rounded."""
     deep = colours.dtype != np.uint8
@@ -304,12 +311,11 @@ def _render(image: Values | record.Field, orientation: int, plan: Plan, out: Val
         read = read_for(plan, image.shape[:2], orientation, scaled=False, tiled=False)
         crop = _crop(image, read.box)
     channels = out.shape[2]
-    if crop.dtype != out.dtype or crop.shape[2] not in (1, channels):
+    crop = with_channels(crop, channels)
+    if crop.dtype != out.dtype or crop.shape[2] != channels:
         raise DecodeError(
             f"the image is {crop.dtype} of {crop.shape[2]} channels, where {out.dtype} of {channels} belong"
         )
-    if crop.shape[2] < channels:
-        crop = np.repeat(crop, channels, axis=2)
     if read.source == read.size and read.window is None:
         _turn(crop, read.turn, out)
         return

@@ -164,8 +164,8 @@ def _pixels(store: Store, field: record.Field, size: tuple[int, ...]) -> Values:
     if upright_size((field.height, field.width), field.orientation) != size:
         raise DecodeError(f"the record says {field.width} x {field.height} pixels, the size column another size")
     field.verify()
-    pixels = decode.pixels(field)
-    if pixels.dtype != store.image_dtype or pixels.shape[2] not in (1, store.image_channels):
+    pixels = decode.with_channels(decode.pixels(field), store.image_channels)
+    if pixels.dtype != store.image_dtype or pixels.shape[2] != store.image_channels:
         raise DecodeError(f"the record holds {pixels.dtype}, the store's images are {store.image_dtype}")
     return pixels
 

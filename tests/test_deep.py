@@ -975,3 +975,28 @@ def test_golden_bytes_of_signed_values() -> None:
         assert (blocks.read(field) == value).all()
     with pytest.raises(DecodeError, match="none of version 1"):
         blocks.read(blocks.field_of(np.zeros((2, 3), np.uint8))._replace(flags=3))
+
+
+class Grays(torch.utils.data.Dataset[Any]):
+    """Grey arrays of 8 bits, of several sizes."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Values, int]:
+        if index >= 4:
+            raise IndexError(index)
+        return eight_bits(20 + index, 30, 1) // 8 + 100, index
+
+
+def test_grey_pictures_that_were_made_jpegs_stay_one_channel(tmp_path: Path) -> None:
+    pack(Grays(), tmp_path / "db.lmdb", quality=95)
+    assert Store(tmp_path / "db.lmdb")[0]["image"].codec == record.JPEG
+    for cache in (None, "1MB"):
+        dataset = ImageDataset(tmp_path / "db.lmdb", cache=cache, on_error="raise", image_type="numpy")
+        for index in range(4):
+            picture, _ = dataset[index]
+            assert picture.shape == (20 + index, 30, 1)
+            assert np.abs(picture.astype(int) - Grays()[index][0]).max() < 16
+            assert dataset.read(index, reduce=2).shape[0] == 1
+    assert statistics(tmp_path / "db.lmdb").mean == pytest.approx([115.5 / 255], abs=0.01)
