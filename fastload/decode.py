@@ -9,12 +9,6 @@ smaller or grey, in memory of its own.
 
 Images of 16 bits are stored as blocks: uint16 or int16, with 1 channel or 3. They go the same way, and only the blocks
 that a crop touches are read.
-
-The resize is torch's own uint8 kernel (antialiased bilinear, the one behind torchvision's tensors), which runs on
-channels-last memory without the GIL: a third of Pillow's time for pixels within 1 level of it. It takes no offset,
-so a window of a resized picture is cut from a resize that ends where the window ends. 16 bits are resized in float64,
-by the same filter, and rounded to the nearest value: in float32 it is up to 20 levels off where neighbours are far
-apart, and hardly faster.
 """
 
 from __future__ import annotations
@@ -25,22 +19,20 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from . import blocks, jpeg, record, tiles
 from .blocks import Values
 from .buffers import scratch
 from .errors import DecodeError
-from .geometry import Box, Plan, Scales, Size, read_for, reduced_box, stored_box, upright_size
+from .geometry import Box, Plan, Size, read_for, reduced_box, stored_box, upright_size
 from .jpeg import Pixels
+from .resize import resize
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _TIFF = (b"II*\0", b"MM\0*")
 _LEFT_TO_PILLOW = (b"GIF8", *_TIFF)
 _WHITE_IS_ZERO, _PHOTOMETRIC_TAG = 0, 262
 _PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
-# As torch.nn.functional calls it, 3 us less than through torch.ops; its stub lacks the form with `out`.
-_resize: Any = torch._C._nn._upsample_bilinear2d_aa
 
 
 def pixels(field: record.Field, *, keep: bool = False) -> Values:
@@ -321,23 +313,13 @@ def _render(image: Values | record.Field, orientation: int, plan: Plan, out: Val
         return
     picture = _upright(crop, read.turn, read.source)
     if read.window is None:
-        _resize_to(picture, read.scales, out)
+        resize(picture, read.scales, out)
         return
     if read.source != read.size:
         resized = _scratch_picture("window", (*read.size, channels), out.dtype)
-        _resize_to(picture, read.scales, resized)
+        resize(picture, read.scales, resized)
         picture = resized
     _cut(picture, read.window, out)
-
-
-def _resize_to(picture: Values, scales: Scales, out: Values) -> None:
-    if out.dtype == np.uint8:
-        _resize(_as_images(picture), out.shape[:2], False, *scales, out=_as_images(out))
-        return
-    if out.shape[1] == 1:  # torch's floating kernel mixes up the rows of a single column; a single row comes out right
-        picture, out, scales = picture.swapaxes(0, 1), out.swapaxes(0, 1), scales[::-1]
-    resized = _resize(_as_images(np.ascontiguousarray(picture, np.float64)), out.shape[:2], False, *scales)
-    np.copyto(out, np.rint(resized[0].permute(1, 2, 0).numpy()), casting="unsafe")
 
 
 def _scratch_picture(purpose: str, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Values:
@@ -378,10 +360,3 @@ def _turn(crop: Values, orientation: int, out: Values) -> None:
         cv2.flip(cv2.transpose(crop), -1, out)
     else:
         cv2.rotate(crop, cv2.ROTATE_90_CLOCKWISE if orientation == 6 else cv2.ROTATE_90_COUNTERCLOCKWISE, out)
-
-
-def _as_images(array: npt.NDArray[Any]) -> torch.Tensor:
-    """A (height, width, channels) array as a batch of one channels-last tensor, sharing its memory."""
-    height, width, channels = array.shape
-    strides = (height * width * channels, 1, width * channels, channels)
-    return torch.from_numpy(array).as_strided((1, channels, height, width), strides)

@@ -409,7 +409,7 @@ def _values_of(image: Any, options: Options) -> tuple[Values, int]:
 
 
 def _shallow_values(data: bytes, facts: _Facts, options: Options) -> Values:
-    values = decode.pixels(_kept_field(data, facts, options)[0], keep=True)
+    values: Values = decode.pixels(_kept_field(data, facts, options)[0], keep=True)
     return values[..., :1] if facts.gray else values
 
 
