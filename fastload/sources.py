@@ -549,7 +549,9 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
         schema = schema._replace(specs=tuple(s._replace(type=types.get(s.kind, s.type)) for s in schema.specs))
     assert schema is None or isinstance(schema.sample, dict)
     names = [spec.name for spec in schema.specs] if schema else []
-    as_pair = names[:1] == ["image"] and names[1:] in (["label"], ["mask"])
+    sample = schema.sample if schema else "image"
+    if names == ["image"] or (names[:1] == ["image"] and names[1:] in (["label"], ["mask"])):
+        sample = {"tuple": names if len(names) > 1 else ["image", "label"]}
 
     def read(item: Item) -> dict[str, Any]:
         assert item.sample is not None
@@ -558,7 +560,7 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
 
     return Source(
         *(format, items, found.classes, 1, found.notes),
-        schema=schema and schema._replace(sample={"tuple": names} if as_pair else schema.sample),
+        schema=schema and schema._replace(sample=sample),
         masks={spec.name: spec.fill for spec in schema.of_kind("mask")} if schema else {},
         read=read,
         content=found.content,

@@ -315,6 +315,18 @@ def test_dicom_with_a_window(tmp_path: Path, scans: tuple[Path, list[npt.NDArray
     assert b"Somebody" not in (tmp_path / "db.lmdb").read_bytes()
 
 
+@pytest.mark.parametrize("rescale", [False, True])
+def test_dicom_is_kept_whole(tmp_path: Path, scans: tuple[Path, list[npt.NDArray[np.uint16]]], rescale: bool) -> None:
+    """All 12 bits, or int16 in Hounsfield units; without labels -1, as of any folder of images."""
+    folder, pixels = scans
+    pack(folder, tmp_path / "db.lmdb", rescale=rescale)
+    dataset = ImageDataset(tmp_path / "db.lmdb")
+    for i, values in enumerate(pixels):
+        image, label = dataset[i]
+        assert (image.dtype, label) == (torch.int16 if rescale else torch.uint16, -1)
+        assert np.array_equal(image[0].numpy(), values)
+
+
 @pytest.mark.parametrize("option", ["--label-from", "--window", "--header", "--rescale"])
 def test_options_of_dicom_go_with_dicom(
     tmp_path: Path, shards: Path, option: str, capsys: pytest.CaptureFixture[str]
