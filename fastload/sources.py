@@ -549,9 +549,8 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
         schema = schema._replace(specs=tuple(s._replace(type=types.get(s.kind, s.type)) for s in schema.specs))
     assert schema is None or isinstance(schema.sample, dict)
     names = [spec.name for spec in schema.specs] if schema else []
-    sample = schema.sample if schema else "image"
-    if names == ["image"] or (names[:1] == ["image"] and names[1:] in (["label"], ["mask"])):
-        sample = {"tuple": names if len(names) > 1 else ["image", "label"]}
+    if schema is not None and (names == ["image"] or (names[:1] == ["image"] and names[1:] in (["label"], ["mask"]))):
+        schema = schema._replace(sample={"tuple": names if len(names) > 1 else ["image", "label"]})
 
     def read(item: Item) -> dict[str, Any]:
         assert item.sample is not None
@@ -560,7 +559,7 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
 
     return Source(
         *(format, items, found.classes, 1, found.notes),
-        schema=schema and schema._replace(sample=sample),
+        schema=schema,
         masks={spec.name: spec.fill for spec in schema.of_kind("mask")} if schema else {},
         read=read,
         content=found.content,
