@@ -49,7 +49,7 @@ _FILES = {
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
 _LOOKED_AT = 32
 _JSON_TRIED = 20  # files at a folder's top, before it is none of labelme's
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")
 
 
 class Item(NamedTuple):
