@@ -348,7 +348,7 @@ def test_class_names_become_numbers_in_sorted_order(tmp_path: Path) -> None:
     assert (source.classes, labelled(source)) == (["ant", "polar bear"], {"a.jpg": (1, -1), "b.jpg": (0, 1)})
 
 
-@pytest.mark.parametrize("bad", ["x", "--1", "0x10", "1_000", "\u0661", "²", "9" * 19, "-", "+", "nan"])
+@pytest.mark.parametrize("bad", ["x", "--1", "0x10", "1_000", "\u0661", "²", "-", "+", "nan"])
 def test_a_label_that_is_no_number_where_numbers_are_is_a_problem_of_its_line(tmp_path: Path, bad: str) -> None:
     """The line number and the label are in the reason; the other lines are packed."""
     source = list_of(tmp_path, f"# comment\na.jpg 1\nb.jpg {bad}\nc.jpg 2\n")
