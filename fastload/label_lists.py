@@ -402,7 +402,7 @@ def _why_no_file(number: int, name: str, others: list[str], is_file: _IsFile) ->
     if not _is_unicode(name):
         return "; save the list as UTF-8"
     if first != name and is_file(first):
-        return f"; there is {_shown(first)}: separate all cells by the same, and decimals by a point"
+        return f"; there is {_shown(first)}: use one separator throughout, and decimal points"
     if not others or _SUFFIX.search(name):
         return ""
     if any(map(is_file, others)):
@@ -489,7 +489,7 @@ def _several_classes(rows: list[_Row]) -> str:
     packed = [row for row in rows if row.problem is None]
     ends = (pick(packed, key=lambda row: len(row.labels)) for pick in (max, min))
     said = [f"line {row.line} has {_listed(row.labels)}" for row in dict.fromkeys(ends)]
-    return f"lines have several classes: {', '.join(said)}; a name with spaces needs quotes"
+    return f"lines have several classes: {', '.join(said)}; if they are one name, put it in quotes"
 
 
 def _entries(rows: list[_Row], kind: _Kind, path: str) -> tuple[list[Entry], int]:

@@ -102,7 +102,7 @@ def test_infinity_in_json_is_no_label(tmp_path: Path) -> None:
 
 def test_several_classes_in_a_line_are_noted(tmp_path: Path) -> None:
     """They may have been meant as one: the note names a line that has most, and one that has fewest."""
-    advice = "a name with spaces needs quotes"
+    advice = "if they are one name, put it in quotes"
     found = listed(tmp_path, "a.jpg ant\nb.jpg polar bear\nnone.jpg a b c")
     assert found.notes == [f"lines have several classes: line 2 has 'polar', 'bear', line 1 has 'ant'; {advice}"]
     found = listed(tmp_path, "a.jpg polar bear\nb.jpg brown bear")
@@ -149,11 +149,11 @@ def test_classes_that_are_hardly_meant_are_noted(tmp_path: Path, text: str | byt
     [
         (
             "b.jpg,0,5",
-            "no such file {}b.jpg,0,5; there is b.jpg: separate all cells by the same, and decimals by a point",
+            "no such file {}b.jpg,0,5; there is b.jpg: use one separator throughout, and decimal points",
         ),
         (
             "b.jpg;0.5",
-            "no such file {}b.jpg;0.5; there is b.jpg: separate all cells by the same, and decimals by a point",
+            "no such file {}b.jpg;0.5; there is b.jpg: use one separator throughout, and decimal points",
         ),
         ("0 b.jpg", "no such file {}0; name and label look swapped, --image-column says where the names are"),
         ("none.jpg b.jpg ant bee", "no such file {}none.jpg"),
@@ -179,6 +179,7 @@ def test_a_first_line_that_may_be_a_header_says_so(tmp_path: Path) -> None:
     hint = "if this line is a header, name its column of files with --image-column"
     assert problems_of(listed(tmp_path, text)) == {1: f"line 1: no such file {tmp_path / 'foo'}; {hint}"}
     assert labels_of(listed(tmp_path, text, image_column="foo")) == {"a.jpg": (1,), "b.jpg": (2,)}
+    assert problems_of(listed(tmp_path, "foo,0\na.jpg,1")) == {1: f"line 1: no such file {tmp_path / 'foo'}"}
 
 
 # ---- headers and columns
