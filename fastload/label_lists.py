@@ -47,7 +47,7 @@ _IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # all others have NULs, and a list may 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json-lines", ".json")
 
-_WORD = re.compile(r"""#\s.*|(["'])((?:(?!\1).|\1\1)*)\1(?=\s|$)|(\S+)""")
+_WORD = re.compile(r"""#\s.*|"([^"]*(?:""[^"]*)*)"(?=\s|$)|'([^']*)'(?=\s|$)|(\S+)""")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
@@ -229,7 +229,7 @@ def _split_at_spaces(line: str, is_file: _IsFile) -> list[str]:
     ends = (match.start() for match in re.finditer(r"\s+|$", line[:_LONGEST_NAME]))
     name = next((line[:end] for end in ends if is_file(line[:end])), "")
     words = (match for match in _WORD.finditer(line, len(name)) if match.lastindex)
-    labels = [match[3] or match[2].replace(match[1] * 2, match[1]) for match in words]
+    labels = [match[3] or match[2] or (match[1] or "").replace('""', '"') for match in words]
     return [name, *labels] if name else labels
 
 

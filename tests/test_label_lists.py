@@ -114,9 +114,10 @@ def test_several_classes_in_a_line_are_noted(tmp_path: Path) -> None:
     "text", ['a.jpg, ant\nb.jpg, "polar bear"', 'a.jpg ant\nb.jpg "polar bear"', "a.jpg ant\nb.jpg 'polar bear'"]
 )
 def test_a_class_in_quotes_may_have_spaces(tmp_path: Path, text: str) -> None:
-    """Also after a comma and a space."""
+    """Also after a comma and a space; two quotes in it are one."""
     found = listed(tmp_path, text)
     assert (found.classes, found.notes) == (["ant", "polar bear"], [])
+    assert listed(tmp_path, 'a.jpg "the ""polar"" bear"').classes == ['the "polar" bear']
 
 
 def test_hashes_without_spaces_around_them_are_labels(tmp_path: Path) -> None:
