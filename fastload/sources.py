@@ -480,10 +480,11 @@ def _list(
         classes = None if class_list is None else labelme.read_classes(class_list)
         return Source("pairs", items, classes, 0, listed.notes, masks={"mask": _ignored(classes)})
     items = [Item(entry.name, os.path.join(root, entry.name), entry.labels, entry.problem) for entry in listed.entries]
-    bare = sum(all(label == -1 or math.isnan(label) for label in item.labels) for item in items if item.problem is None)
+    packed = [item.labels for item in items if item.problem is None]
+    bare = sum(all(label == -1 or math.isnan(label) for label in labels) for labels in packed)
     if bare and listed.label_count:
         listed.notes.append(
-            f"{bare} of {len(items)} samples have no label ({'NaN' if listed.real else -1} in the store)"
+            f"{bare} of {len(packed)} samples have no label ({'NaN' if listed.real else -1} in the store)"
         )
     return Source("list", items, listed.classes, listed.label_count, listed.notes, real=listed.real)
 
