@@ -334,4 +334,4 @@ def test_options_of_dicom_go_with_dicom(
     """A tar has no header of that kind."""
     value = {"--window": ["auto"], "--rescale": []}.get(option, ["Modality"])
     assert main(["pack", str(shards), str(tmp_path / "db.lmdb"), option, *value]) == 2
-    assert "DICOM" in capsys.readouterr().err
+    assert "it goes with dicom" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_formats_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             open_source(tmp_path / "list.txt", format)
     with pytest.raises(SourceError, match="format is 'zip'; it may be one of auto, folders, flat, list"):
         open_source(tmp_path, "zip")  # type: ignore[arg-type]
-    with pytest.raises(SourceError, match="a root and columns go with a list"):
+    with pytest.raises(SourceError, match=r"root is .*; it goes with list, coco, and .* is of format flat"):
         open_source(tmp_path, root=tmp_path)
 
 
