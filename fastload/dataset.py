@@ -494,11 +494,11 @@ class Reading:
             self._take_slots()
         self._masks = self._mask_slots()
         self._whole = (
-            (self._tensor is not None or self._slots is None)
+            self._tensor is not None
             and dataset.image_type == "tensor"
             and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
             and not (self._masks and dataset.target_transform is not None)
-        )
+        ) or dataset.store.schema.image is None
         self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
         self._finished_masks: list[list[Any]] = [[None] * len(self._pictures) for _ in self._masks]
 

@@ -227,6 +227,7 @@ def _render(image: Pixels | record.Field, orientation: int, plan: Plan, out: Pix
     else:
         read = read_for(plan, image.shape[:2], orientation, scaled=False, tiled=False)
         crop = _crop(image, read.box)
+    crop = crop[..., : out.shape[2]]  # a grey picture that was made a JPEG has three equal channels
     if read.source == read.size and read.window is None:
         _turn(crop, read.turn, out)
         return

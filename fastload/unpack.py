@@ -155,7 +155,8 @@ def _other(store: Store, spec: Spec, index: int, sample: Record) -> tuple[str, b
 def _npy(value: np.ndarray[Any, Any] | torch.Tensor) -> bytes:
     file = io.BytesIO()
     if isinstance(value, torch.Tensor):
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        is_known = value.dtype.itemsize > 2 or value.dtype == torch.float16 or not value.is_floating_point()
+        value = (value if is_known else value.float()).numpy()  # bfloat16 and smaller ones aren't NumPy's
     np.save(file, value)
     return file.getvalue()
 
