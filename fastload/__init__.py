@@ -13,6 +13,7 @@ from .monitor import Monitor
 from .pack import PackReport, pack, pack_splits
 from .prefetch import DevicePrefetcher
 from .sampler import ShuffleSampler
+from .samples import EncodedImage
 from .stats import statistics
 from .store import Record, Store
 
@@ -21,6 +22,7 @@ __all__ = [
     "BucketSampler",
     "DataLoader",
     "DevicePrefetcher",
+    "EncodedImage",
     "FastloadError",
     "ImageCache",
     "ImageDataset",

@@ -264,6 +264,11 @@ def _recognised(value: Any, path: str) -> Spec:
             return spec._replace(name=path)
     if is_json(value):
         return Spec(path, "json", "json")
+    if isinstance(value, dict | list | tuple):
+        raise SourceError(
+            f"{_called(path)} is a {type(value).__name__} that differs among samples in its keys or length, or has "
+            "keys that are no texts or ints; only what JSON can say may differ"
+        )
     raise SourceError(
         f"{_called(path)} is a {type(value).__module__}.{type(value).__name__}; a sample may have pictures, arrays, "
         "tensors, numbers, texts, bytes, what JSON can say, and tuples, lists and dicts of them"
