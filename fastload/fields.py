@@ -259,6 +259,8 @@ def _recognised(value: Any, path: str) -> Spec:
         return Spec(path, kind, "numpy" if kind == "array" else "pil", channels=1 if value.mode == "L" else 3)
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return _array_spec(value, path)
+    if type(value) is int and not _fits(value):
+        return Spec(path, "json", "json")
     for type_, spec in _PLAIN:
         if isinstance(value, type_):
             return spec._replace(name=path)
@@ -455,11 +457,14 @@ def cell(spec: Spec, value: Any) -> Any:
                 f"{spec.shape}; fields of kind array may differ"
             )
         return array
+    if isinstance(value, int) and not _fits(value):
+        raise SourceError(f"{_called(spec.name)} is {value:#x}, which 64 bits don't hold; kind json does")
     _check_type(spec, value)
-    number = value.item() if spec.type in ("tensor", "scalar") else value
-    if isinstance(number, int) and not -(1 << 63) <= number < 1 << (64 if spec.dtype == "<u8" else 63):
-        raise SourceError(f"{_called(spec.name)} is {number}, which 64 bits don't hold; kind json does")
-    return number
+    return value.item() if spec.type in ("tensor", "scalar") else value
+
+
+def _fits(number: int) -> bool:
+    return -(1 << 63) <= number < 1 << 63
 
 
 def _check_type(spec: Spec, value: Any) -> None:
