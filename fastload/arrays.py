@@ -101,8 +101,8 @@ def _read(field: Field) -> tuple[str, Array]:
     if nbytes > len(field.payload) * _MOST_GROWTH or (not packing and nbytes != len(field.payload)):
         raise DecodeError(f"its {len(field.payload)} bytes are no array of {dtype} {shape}; pack it again")
     try:
-        data = _decompressed(field.payload, nbytes, dtype.itemsize) if packing else bytearray(field.payload)
-        return name, np.ndarray(shape, dtype, data)
+        own = _decompressed(field.payload, nbytes, dtype.itemsize) if packing else bytearray(field.payload)
+        return name, np.ndarray(shape, dtype, own)
     except (MemoryError, ValueError, TypeError) as error:
         raise DecodeError(f"there can't be an array of {dtype} {shape}: {error}") from error
 
@@ -137,11 +137,11 @@ def _shuffled(payload: bytes, itemsize: int) -> bytes:
     return columns.tobytes()
 
 
-def _decompressed(payload: bytes | memoryview, nbytes: int, itemsize: int) -> bytearray:
+def _decompressed(payload: bytes | memoryview, nbytes: int, itemsize: int) -> Array:
     try:
         data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(payload, nbytes + 1)  # one more than belongs there
     except zlib.error as error:
         raise DecodeError(f"the array can't be decompressed: {error}") from error
     if len(data) != nbytes:
         raise DecodeError(f"the array decompresses to other than its {nbytes} bytes; pack it again")
-    return bytearray(np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes())
+    return np.array(np.frombuffer(data, np.uint8).reshape(itemsize, -1).T, order="C")

@@ -217,6 +217,7 @@ def test_a_second_picture_is_one_more_field() -> None:
     schema = learn([(picture(), picture("L"), picture("P"), picture("1"), 3)])
     assert [(spec.kind, spec.channels) for spec in schema.specs[:2]] == [("image", 3), ("image", 1)]
     assert [spec.kind for spec in schema.specs[2:]] == ["mask", "mask", "integer"]
+    assert [spec.fill for spec in schema.specs] == [0, 0, 255, 255, 0]
     assert schema.image == schema.specs[0]
 
 
