@@ -394,8 +394,7 @@ class ImageDataset(Dataset[Any]):
             return targets
         transform = self.target_transform
         values = targets.tolist() if labels.ndim == 1 else list(targets)
-        ignored = (np.isnan(labels) if real else labels == IGNORE_LABEL).reshape(len(labels), -1).all(axis=1)
-        return [value if skip else transform(value) for value, skip in zip(values, ignored, strict=True)]
+        return [value if skip else transform(value) for value, skip in zip(values, _ignored(labels), strict=True)]
 
     def _finished_mask(self, mask: npt.NDArray[Any]) -> Any:
         """A mask in the type that was asked for, with the target transform applied."""
@@ -589,7 +588,10 @@ class Reading:
         if "label" in names and "label" not in columns:
             columns["label"] = dataset._targets(self._labels)
         elif dataset.target_transform is not None:
-            columns |= {name: list(map(dataset.target_transform, values)) for name, values in self._values.items()}
+            target = next(name for name in reversed(names) if name != "image")
+            if target in self._values:
+                pairs = zip(self._values[target], _ignored(self._labels), strict=True)
+                columns[target] = [value if skip else dataset.target_transform(value) for value, skip in pairs]
         if sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]}):
             return Batch(*(columns[name] for name in names))
         return Batch(*(columns[name] for name in names), names=names, tree=sample)
@@ -639,6 +641,12 @@ class Reading:
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"
         )
+
+
+def _ignored(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which samples are placeholders, or have a label that says: ignore."""
+    ignored = np.isnan(labels) if labels.dtype.kind == "f" else labels == IGNORE_LABEL
+    return np.asarray(ignored.reshape(len(labels), -1).all(axis=1))
 
 
 def _box(region: Sequence[int]) -> Box:

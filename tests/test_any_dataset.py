@@ -588,6 +588,25 @@ def test_masks_and_boxes_move_with_their_image(tmp_path: Path) -> None:
             assert (sample["i"][rows, columns] > 90).mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [(lambda i: (picture("RGB", i), i), 1), (lambda i: (i, picture("RGB", i)), 0), (lambda i: (2.5, i), 1)],
+)
+def test_a_target_transform_works_on_the_target(tmp_path: Path, make: Callable[[int], Any], place: int) -> None:
+    """The second value, or the one that is no image; not on what stands for a damaged sample."""
+    pack(Made(make), tmp_path / "db.lmdb")
+    dataset = ImageDataset(tmp_path / "db.lmdb", target_transform=lambda value: f"class {value}")
+    for index in range(12):
+        sample = dataset[index]
+        assert sample[place] == f"class {index}"
+        assert same(sample[1 - place], make(index)[1 - place])
+    if make(0)[0] != 2.5:
+        change(tmp_path / "db.lmdb", field="image")
+        damaged = ImageDataset(tmp_path / "db.lmdb", target_transform=lambda value: f"class {value}")
+        assert not str(damaged[1][place]).startswith("class")
+        assert damaged[2][place] == "class 2"
+
+
 # ---- stores without images; decoders
 
 
