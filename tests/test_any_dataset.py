@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -461,6 +462,19 @@ def test_workers_make_the_same_store(tmp_path: Path) -> None:
     for workers in (None, 1, 2):
         pack(unpicklable, tmp_path / f"{workers}.lmdb", workers=workers)
     assert len({digest(tmp_path / f"{workers}.lmdb") for workers in (None, 1, 2)}) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_a_dataset_that_can_not_be_sent_to_workers_is_an_error(tmp_path: Path) -> None:
+    """Where processes are not forked; without workers it is packed."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        with pytest.raises(PackError, match="worker processes can't be started with this dataset"):
+            pack(Made(lambda i: i), tmp_path / "db.lmdb", workers=2)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert pack(Made(lambda i: i), tmp_path / "db.lmdb").samples == 12
 
 
 @posix

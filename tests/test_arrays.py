@@ -97,6 +97,13 @@ def test_noise_is_kept_as_it_is(count: int) -> None:
     assert bytes(kept(np.asfortranarray(array)).payload) == array.tobytes()
 
 
+def test_what_begins_as_noise_is_kept_as_it_is() -> None:
+    """The first 64 KiB say what compresses, so that noise is not compressed in vain."""
+    noise = np.random.default_rng(0).integers(0, 256, 1 << 16, np.uint8)
+    assert len(kept(np.concatenate((noise, np.zeros(1 << 20, np.uint8)))).payload) == (1 << 16) + (1 << 20)
+    assert len(kept(np.concatenate((np.zeros(1 << 20, np.uint8), noise))).payload) < 1 << 17
+
+
 def test_small_arrays_are_kept_as_they_are() -> None:
     """Below 128 bytes nothing pays."""
     assert len(kept(np.zeros(127, np.uint8)).payload) == 127
