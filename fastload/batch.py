@@ -328,5 +328,10 @@ def _stacked(column: Column) -> Any:
             "give the dataset a transform that makes them equal, RandomResizedCrop(224) say, or pass a collate_fn: "
             "fastload.collate.pad or fastload.collate.as_list"
         )
+    if type(column[0]).__module__.startswith("PIL."):
+        raise TypeError(
+            "the pictures are Pillow's, which make no batch; give the dataset image_type='tensor', or a transform that "
+            "makes tensors of them"
+        )
     values: Any = tuple(column)  # as torch's own collate hands them on: texts stay a tuple
     return default_collate(values)

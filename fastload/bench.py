@@ -18,6 +18,7 @@ from .dataset import ImageDataset
 from .loader import DataLoader
 from .monitor import Monitor, Report
 from .prefetch import DevicePrefetcher
+from .transforms import full_scale
 from .tune import EndlessSampler
 
 Consumer = Literal["none", "simulated", "network"]
@@ -114,7 +115,7 @@ class _Trainer:
         if self._model is None:
             self._model = _network(self._classes, images.shape[1]).to(images.device)
             self._optimizer = torch.optim.SGD(self._model.parameters(), lr=0.01)
-        logits = self._model(images.float().div_(255))
+        logits = self._model(images.float().div_(full_scale(images.dtype)))
         loss = torch.nn.functional.cross_entropy(logits, labels.view(len(labels), -1)[:, 0].clamp_min(0))
         self._optimizer.zero_grad()
         loss.backward()

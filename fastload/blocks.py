@@ -1,4 +1,4 @@
-"""Blocks: masks and other images that must stay exact, cut into squares that are compressed each by itself.
+"""Blocks: masks and images of 16 bits, which must stay exact, cut into squares that are compressed each by itself.
 
 A crop reads only the squares that it touches. Of a mask most squares are of one value, and take a few bytes.
 
@@ -9,6 +9,8 @@ would be no longer than a pixel, to make it so. The index, little-endian:
 
     u8  1 (its version) | u8 bytes of a value, 1 or 2 (unsigned) | u16 the squares' side in pixels, at most 4096
     u32, u32 for each block     its length, and the lower half of its XXH3 checksum
+
+Signed values (int16) are kept as value + 32768; the record's flags say so.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy.typing as npt
 
 from .errors import ChecksumError, DecodeError
 from .geometry import Box
-from .record import BLOCKS, Field, checksum
+from .record import BLOCKS, REENCODED, SIGNED, Field, checksum
 
 SIDE = 128
 
@@ -32,20 +34,23 @@ _VERSION = 1
 _LARGEST_SIDE = 4096  # what a block of a hostile store may unpack to has to end somewhere
 _LEVEL = 6
 
-Values = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Values = npt.NDArray[np.uint8 | np.uint16 | np.int16]
 
 
 def field_of(values: Values) -> Field:
-    """A field that holds `values`, uint8 or uint16, (height, width) or (height, width, channels)."""
+    """A field that holds `values`, uint8, uint16 or int16, (height, width) or (height, width, channels)."""
+    flags = REENCODED
+    if values.dtype.kind == "i":
+        values, flags = as_unsigned(values), flags | SIGNED
     height, width, channels = (*values.shape, 1)[:3]
     blocks = [_compressed(values[y : y + SIDE, x : x + SIDE]) for y, x in _corners(height, width, SIDE)]
     rows = [(len(block), checksum(block) & 0xFFFFFFFF) for block in blocks]
     index = _HEAD.pack(_VERSION, values.dtype.itemsize, SIDE) + np.array(rows, "<u4").tobytes()
-    return Field(BLOCKS, b"".join(blocks), 1, channels, 1, width, height, index)
+    return Field(BLOCKS, b"".join(blocks), 1, channels, flags, width, height, index)
 
 
 def read(field: Field, box: Box | None = None) -> Values:
-    """The values in a box of the image, or all: (height, width), with channels (height, width, channels).
+    """The values in a box of the image, or all: (height, width), with several channels (height, width, channels).
 
     Raises:
         ChecksumError: bytes that it takes were altered.
@@ -82,19 +87,29 @@ def read(field: Field, box: Box | None = None) -> Values:
         end_y, end_x = min(y + height, below), min(x + width, right)
         place = out[top - box.y : end_y - box.y, left - box.x : end_x - box.x]
         place[...] = block if block.ndim == 1 else block[top - y : end_y - y, left - x : end_x - x]
+    if field.flags & SIGNED:
+        out ^= 0x8000
+        out = out.view(np.int16)
     return out[..., 0] if field.channels == 1 else out
 
 
 def dtype_of(field: Field) -> np.dtype[Any]:
     """The type of the values in a field."""
-    return _head(field)[0]
+    return np.dtype(np.int16) if field.flags & SIGNED else _head(field)[0]
+
+
+def as_unsigned(values: Values) -> npt.NDArray[np.uint16]:
+    """int16 values as they are kept."""
+    unsigned: npt.NDArray[np.uint16] = values.astype(np.int16, copy=False).view(np.uint16) ^ np.uint16(0x8000)
+    return unsigned
 
 
 def _head(field: Field) -> tuple[np.dtype[Any], int]:
     if len(field.tiles) < _HEAD.size or (len(field.tiles) - _HEAD.size) % 8:
         raise DecodeError("its block index is cut short; pack it again")
     version, itemsize, side = _HEAD.unpack_from(field.tiles)
-    if version != _VERSION or itemsize not in (1, 2) or not 0 < side <= _LARGEST_SIDE or not field.channels:
+    itemsizes = (2,) if field.flags & SIGNED else (1, 2)
+    if version != _VERSION or itemsize not in itemsizes or not 0 < side <= _LARGEST_SIDE or not field.channels:
         raise DecodeError(f"its block index is none of version {_VERSION}; update fastload, or pack it again")
     return np.dtype(f"<u{itemsize}"), side
 

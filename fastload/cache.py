@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from typing import Any, Literal, get_args
 
-from .jpeg import Pixels
+from .blocks import Values
 
 Policy = Literal["lru", "pin"]
 
@@ -38,13 +38,13 @@ class ImageCache:
         self.budget = parse_bytes(budget)
         self.policy: Policy = policy
         self.hits = self.misses = self.nbytes = 0
-        self._images: OrderedDict[int, Pixels] = OrderedDict()
+        self._images: OrderedDict[int, Values] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def get(self, index: int) -> Pixels | None:
+    def get(self, index: int) -> Values | None:
         """The image of a sample, or None."""
         with self._lock:
             image = self._images.get(index)
@@ -56,7 +56,7 @@ class ImageCache:
                     self._images.move_to_end(index)
             return image
 
-    def put(self, index: int, image: Pixels) -> None:
+    def put(self, index: int, image: Values) -> None:
         """Keep an image if the budget and the policy allow it. The array is made read-only: it is shared."""
         image.flags.writeable = False
         with self._lock:

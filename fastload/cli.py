@@ -127,6 +127,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--background", type=_colour, metavar="R,G,B", help="lay transparent images on a colour, 255,255,255 say"
     )
+    parser.add_argument("--depth", type=int, choices=(8, 16), help="bits of a value (default: the first image's)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     _json(parser)
@@ -179,6 +180,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         "tiles",
         "strip",
         "background",
+        "depth",
         "workers",
         "overwrite",
     )
@@ -198,7 +200,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         else:
             options["part"] = arguments.split
             reports = {"": pack(source, arguments.destination, progress=progress, **options)}
-    for note in next(iter(reports.values())).notes:
+    for note in dict.fromkeys(note for report in reports.values() for note in report.notes):
         _say(note)
     figures = {part: {k: v for k, v in asdict(report).items() if k != "notes"} for part, report in reports.items()}
     if arguments.json:
@@ -251,6 +253,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "store": f"{facts['path']}, format {facts['format_version']}, {_bytes(facts['bytes'])}",
         "packed": f"{facts['created']} from {facts['source']}, " + ", ".join(f"{k}={v}" for k, v in changed.items()),
         "samples": str(facts["samples"]) + _stored_images(facts),
+        **({"bits": f"{facts['bits']} ({facts['dtype']})"} if "bits" in facts else {}),
         "fields": ", ".join(f"{field['name']} ({field['kind']})" for field in facts["fields"]),
         "classes": f"{facts['classes']}, {facts['labelled']} samples with a label",
         "per class": _range(facts["samples_per_class"]) if facts["samples_per_class"] else "-",

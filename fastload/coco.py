@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from . import boxes, labelme
 from .errors import SourceError
@@ -109,7 +110,7 @@ def read_coco(
         return {
             "image": EncodedImage(Path(file).read_bytes()),
             "boxes": boxes.checked(found.boxes[own], size),
-            "labels": found.labels[own],
+            "labels": torch.from_numpy(found.labels[own]),
         }
 
     notes = [f"boxes around crowds (iscrowd) are left out: {found.crowds}"] if found.crowds else []

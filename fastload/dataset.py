@@ -30,17 +30,17 @@ from torch.utils.data import Dataset
 
 from . import decode, masks, record
 from .batch import Batch, Column
+from .blocks import Values
 from .buffers import BatchBuffers
 from .cache import ImageCache
 from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
 from .fields import IGNORE_LABEL, leaves, placeholder, restore
 from .geometry import REDUCTIONS, Box, Plan, Size, upright_size
-from .jpeg import Pixels
 from .order import Drawn, SampleRandom, mix64
 from .store import Column as StoreColumn
 from .store import Store
-from .transforms import Compose, Normalize
+from .transforms import Compose, Normalize, full_scale
 from .values import Decoder, ImageType, Value, as_type, packed_type, set_decoders
 from .workers import context
 
@@ -52,8 +52,8 @@ OnError = Literal["placeholder", "skip", "raise"]
 _SKIP_TRIES = 100
 _GATHER_BYTES = 4 << 20
 _PART = 8
-_DTYPES = (torch.uint8, torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""What `read` gives."""
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What `read` gives beside the images' own type."""
 
 
 class ImageDataset(Dataset[Any]):
@@ -65,7 +65,8 @@ class ImageDataset(Dataset[Any]):
         to be fastload's.
     target_transform: a callable on the label, or on the mask of an (image, mask).
     image_type: what callables get and the dataset returns: "tensor" (uint8, 3 x height x width, RGB, channels-last in
-        memory), "numpy" (uint8, height x width x 3) or "pil".
+        memory), "numpy" (uint8, height x width x 3) or "pil". Of a store of 16 bits tensors and arrays are uint16, or
+        int16, with 1 channel or 3; PIL images have one channel, mode "I;16".
     cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none. Images
         are kept whole, at full size.
     on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another
@@ -126,6 +127,12 @@ class ImageDataset(Dataset[Any]):
         self.image_type: ImageType = image_type or packed_type(schema.image)
         if self.image_type != "tensor" and any(isinstance(t, Normalize) for t in self.transform.rest):
             raise ValueError(f"Normalize works on tensors, image_type is {self.image_type!r}; leave one of them out")
+        form = (self.image_dtype.name, self.channels)
+        if self.image_type == "pil" and form in (("uint16", 3), ("int16", 1), ("int16", 3)):
+            raise ValueError(
+                f"image_type is 'pil', and the images are {self.image_dtype} with {self.channels} channels, which PIL "
+                "has no mode for; take 'tensor' or 'numpy'"
+            )
         moving = [t for t in self.transform.rest if type(t).__module__.startswith("torchvision.") and _moves(t)]
         if moving and self.store.masks:
             raise ValueError(
@@ -168,9 +175,13 @@ class ImageDataset(Dataset[Any]):
 
     @property
     def channels(self) -> int:
-        """1 for grey images that are stored raw (MNIST) or were packed as such, else 3."""
-        column, image = self.store.columns.get("image"), self.store.schema.image
-        return int(column.shape[2]) if column is not None else 3 if image is None else image.channels
+        """1 for grey images that are stored raw (MNIST), with 16 bits, or were packed as such, else 3."""
+        return self.store.image_channels
+
+    @property
+    def image_dtype(self) -> np.dtype[Any]:
+        """The type of the images' values: uint8, uint16 or int16."""
+        return self.store.image_dtype
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -202,12 +213,12 @@ class ImageDataset(Dataset[Any]):
         *,
         reduce: int = 1,
         gray: bool = False,
-        dtype: torch.dtype = torch.uint8,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         """The upright image of a sample, or a region of it, no transform applied: (channels, height, width).
 
-        Of a tiled JPEG only the region's tiles are read and decoded. Channels are 3 (RGB), or 1 if the image is grey
-        and stored raw.
+        Of a tiled JPEG, or an image of 16 bits, only the region's tiles are read and decoded. Channels are 3 (RGB), or
+        1 if the image is grey and stored raw or with 16 bits.
 
         region: (x, y, width, height) in pixels of the upright image at full size, whatever `reduce` says.
         reduce: 2, 4 or 8 for a half, a quarter or an eighth of the size, rounded up. JPEGs are decoded at that size;
@@ -218,7 +229,8 @@ class ImageDataset(Dataset[Any]):
         gray: one channel, luma (ITU-R 601). Of a JPEG it is the one that it stores, decoded without the colours: what
             OpenCV and Pillow's `draft` give. That is within 1 level of the luma of its RGB pixels, and further from it
             where these are clipped, being beyond 0 or 255.
-        dtype: torch.float32, float64, float16 or bfloat16 give values from 0 to 1.
+        dtype: None for the store's own, uint8 as a rule. torch.float32, float64, float16 or bfloat16 give values from 0
+            to 1; of int16 the values themselves.
 
         Raises:
             ValueError: the region is empty or not inside the image; reduce or dtype is none of these.
@@ -230,26 +242,29 @@ class ImageDataset(Dataset[Any]):
         if reduce not in (1, *REDUCTIONS):
             raise ValueError(f"reduce is {reduce!r}; it may be 1, 2, 4 or 8")
         self._check_images()
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; it may be {', '.join(map(str, _DTYPES))}")
+        own: torch.dtype = getattr(torch, self.image_dtype.name)
+        dtype = dtype or own
+        if dtype not in (own, *_FLOATS):
+            raise ValueError(f"dtype is {dtype!r}; it may be {', '.join(map(str, (own, *_FLOATS)))}")
         index = int(self._checked([operator.index(index)])[0])
         size = self._sizes(np.array([index]))[0]
         box = Plan.whole(size).box if region is None else _box(region)
         if not box.inside(size):
             raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
         if reduce == 1 and not gray:
-            out = np.empty((box.height, box.width, self.channels), np.uint8)
+            out: Values = np.empty((box.height, box.width, self.channels), self.image_dtype)
             self._draw(index, size, [Plan(box, (box.height, box.width))], out)
         else:
             out = decode.reduced(self._stored(index, size), box, reduce, gray=gray)
-        image = torch.from_numpy(out).permute(2, 0, 1)
-        return image if dtype == torch.uint8 else image.to(dtype).div_(255)
+            out = decode.with_channels(out, 1 if gray else self.channels)
+        image, scale = torch.from_numpy(out).permute(2, 0, 1), full_scale(own)
+        return image if dtype == own else image.to(torch.promote_types(dtype, torch.float32)).div_(scale).to(dtype)
 
     def _check_images(self) -> None:
         if self.store.schema.image is None:
             raise ValueError(f"{self.store.path} has no images; its fields are {', '.join(self.fields)}")
 
-    def _stored(self, index: int, size: Size) -> Pixels | record.Field:
+    def _stored(self, index: int, size: Size) -> Values | record.Field:
         """Sample `index`, an image of `size`, out of the store, not the cache: pixels must not depend on what it holds.
 
         Scaled by the DCT, or by luma alone, a JPEG has others than its RGB pixels at full size would give.
@@ -378,7 +393,7 @@ class ImageDataset(Dataset[Any]):
             where = np.where(where < 0, where + count, where)
         return where
 
-    def _finished(self, picture: Pixels) -> Any:
+    def _finished(self, picture: Values) -> Any:
         """A picture in the type that was asked for, with the transforms applied that follow the geometric ones."""
         image: Any = as_type(picture, self.image_type)
         for transform in self.transform.rest:
@@ -419,11 +434,11 @@ class ImageDataset(Dataset[Any]):
         return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]
 
     def _draw(
-        self, index: int, size: Size, plans: list[Plan], out: Pixels, fields: Sequence[record.Field] = ()
+        self, index: int, size: Size, plans: list[Plan], out: Values, fields: Sequence[record.Field] = ()
     ) -> None:
         """Decode sample `index`, an image of `size`, and carry its plans out into `out`. fields: of its record."""
         column, cache = self.store.columns.get("image"), self.cache
-        image: Pixels | record.Field | None = None
+        image: Values | record.Field | None = None
         if column is not None:
             image = column.view(index)
         elif cache is not None:
@@ -513,10 +528,12 @@ class Reading:
         size = dataset.transform.output_size
         sizes = [size or self._plans(place)[-1].output_size for place in range(len(self._todo))]
         if len(set(sizes)) == 1:
-            shape = (len(sizes), *sizes[0], dataset.channels)
-            self._tensor, self._slots = dataset._buffers.take(shape, context.memory)
+            dtype = dataset.image_dtype
+            shape = (len(sizes), *sizes[0], dataset.channels * dtype.itemsize)
+            tensor, array = dataset._buffers.take(shape, context.memory)
+            self._tensor, self._slots = tensor.view(getattr(torch, dtype.name)), array.view(dtype)
         else:
-            self._slots = [np.empty((*size, dataset.channels), np.uint8) for size in sizes]
+            self._slots = [np.empty((*size, dataset.channels), dataset.image_dtype) for size in sizes]
 
     def _mask_slots(self) -> list[tuple[torch.Tensor | None, Any]]:
         """For each mask of the store a buffer for the batch, as `_take_slots` takes one for the pictures."""

@@ -7,34 +7,38 @@ gives a whole image as it is stored: RGB, uint8, height x width x 3, not yet upr
 the thread or straight to their destination, a picture's slot in the batch. `reduced` is for single images: a region,
 smaller or grey, in memory of its own.
 
-The resize is torch's own uint8 kernel (antialiased bilinear, the one behind torchvision's tensors), which runs on
-channels-last memory without the GIL: a third of Pillow's time for pixels within 1 level of it. It takes no offset,
-so a window of a resized picture is cut from a resize that ends where the window ends.
+Images of 16 bits are stored as blocks: uint16 or int16, with 1 channel or 3. They go the same way, and only the blocks
+that a crop touches are read.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from . import jpeg, record, tiles
+from . import blocks, jpeg, record, tiles
+from .blocks import Values
 from .buffers import scratch
 from .errors import DecodeError
 from .geometry import Box, Plan, Size, read_for, reduced_box, stored_box, upright_size
 from .jpeg import Pixels
+from .resize import resize
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_LEFT_TO_PILLOW = (b"GIF8", b"II*\0", b"MM\0*")
+_TIFF = (b"II*\0", b"MM\0*")
+_LEFT_TO_PILLOW = (b"GIF8", *_TIFF)
+_WHITE_IS_ZERO, _PHOTOMETRIC_TAG = 0, 262
 _PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
-# As torch.nn.functional calls it, 3 us less than through torch.ops; its stub lacks the form with `out`.
-_resize: Any = torch._C._nn._upsample_bilinear2d_aa
 
 
-def pixels(field: record.Field, *, keep: bool = False) -> Pixels:
+def pixels(field: record.Field, *, keep: bool = False) -> Values:
     """Decode a stored image: uint8 RGB (height, width, 3), as it is stored. Its checksum is not looked at.
+
+    Raw images and blocks may have 1 channel, blocks 16 bits.
 
     keep: give an array of its own, not a scratch buffer that the thread's next image overwrites.
 
@@ -43,6 +47,8 @@ def pixels(field: record.Field, *, keep: bool = False) -> Pixels:
     """
     if field.codec == record.RAW:
         return _raw_pixels(field)
+    if field.codec == record.BLOCKS:
+        return _from_blocks(field, Plan.whole((field.height, field.width)).box)
     if field.codec == record.ENCODED:
         return decode_other(field.payload, (field.height, field.width, 3))
     return _decode_jpeg(field.payload, (field.height, field.width), keep=keep)
@@ -61,11 +67,13 @@ def _decode_jpeg(
     return out
 
 
-def region(field: record.Field, box: Box, reduction: int = 1, *, channels: int = 3) -> Pixels:
+def region(field: record.Field, box: Box, reduction: int = 1, *, channels: int = 3) -> Values:
     """Decode a rectangle of a stored image at 1 / reduction of its size, and check the checksums of what that reads.
 
     box: in pixels at that size. channels: of a JPEG, 3 for RGB or 1 for its luma.
     """
+    if field.codec == record.BLOCKS:
+        return _from_blocks(field, box)
     if field.tiles:
         wanted = Box(*(length * reduction for length in box))
         small = tiles.splice(field, wanted)
@@ -78,8 +86,8 @@ def region(field: record.Field, box: Box, reduction: int = 1, *, channels: int =
     return _crop(pixels(field), box)
 
 
-def reduced(image: Pixels | record.Field, box: Box, reduction: int, *, gray: bool) -> Pixels:
-    """A region of an image at 1 / reduction of its size, upright: uint8 (height, width, 3, or 1 for grey).
+def reduced(image: Values | record.Field, box: Box, reduction: int, *, gray: bool) -> Values:
+    """A region of an image at 1 / reduction of its size, upright: (height, width, 3, or 1 for grey), of its own type.
 
     image: a stored image, whose checksums are then checked, or upright pixels. box: in full-size pixels of the upright
     image; what comes out are all smaller pixels in which it lies. reduction: 1, 2, 4 or 8. gray: luma (ITU-R 601), of
@@ -109,29 +117,55 @@ def reduced(image: Pixels | record.Field, box: Box, reduction: int, *, gray: boo
     else:
         crop = _crop(image, stored)
     if gray and crop.shape[2] == 3:
-        colours, crop = crop, np.empty((*crop.shape[:2], 1), np.uint8)
-        cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY, crop)
-    out = np.empty((box.height, box.width, crop.shape[2]), np.uint8)
+        crop = _luma(crop)
+    out = np.empty((box.height, box.width, crop.shape[2]), crop.dtype)
     _turn(crop, orientation, out)
     return out if scaled or reduction == 1 else _averaged(out, reduction)
 
 
-def _averaged(image: Pixels, reduction: int) -> Pixels:
+def with_channels(image: Values, channels: int) -> Values:
+    """Grey as three equal channels; three of 8 bits as one, which grey pictures are that were made JPEGs."""
+    if image.shape[2] < channels:
+        return np.repeat(image, channels, axis=2)
+    return _luma(image) if image.shape[2] > channels and image.dtype == np.uint8 else image
+
+
+def _luma(colours: Values) -> Values:
+    """ITU-R 601, one channel; of 16 bits in float32, rounded."""
+    deep = colours.dtype != np.uint8
+    luma = cv2.cvtColor(colours.astype(np.float32) if deep else colours, cv2.COLOR_RGB2GRAY)
+    return (np.rint(luma).astype(colours.dtype) if deep else luma)[..., np.newaxis]  # type: ignore[return-value]
+
+
+def _averaged(image: Values, reduction: int) -> Values:
     """The means of squares of pixels; at the right and below of what is left of them."""
-    from PIL import Image
+    if image.dtype == np.uint8:
+        from PIL import Image
 
-    height, width, channels = image.shape
-    small = Image.fromarray(image if channels == 3 else image[..., 0]).reduce(reduction)
-    return np.array(small).reshape(-(-height // reduction), -(-width // reduction), channels)
+        height, width, channels = image.shape
+        small = Image.fromarray(image if channels == 3 else image[..., 0]).reduce(reduction)
+        return np.array(small).reshape(-(-height // reduction), -(-width // reduction), channels)
+    sums, counts = image.astype(np.int64), np.ones((*image.shape[:2], 1), np.int64)
+    for axis in (0, 1):
+        starts = np.arange(0, image.shape[axis], reduction)
+        sums, counts = np.add.reduceat(sums, starts, axis), np.add.reduceat(counts, starts, axis)
+    means: Values = ((2 * sums + counts) // (2 * counts)).astype(image.dtype)
+    return means
 
 
-def tiles_show(field: record.Field, pixels: Pixels) -> bool:
+def tiles_show(field: record.Field, pixels: Values) -> bool:
     """Whether each column of a re-cut JPEG's tiles, decoded by itself, shows these pixels of the whole image."""
     return all(np.array_equal(region(field, box), _crop(pixels, box)) for box in tiles.columns(field))
 
 
-def _crop(image: Pixels, box: Box) -> Pixels:
+def _crop(image: Values, box: Box) -> Values:
     return image[box.y : box.y + box.height, box.x : box.x + box.width]
+
+
+def _from_blocks(field: record.Field, box: Box) -> Values:
+    if field.channels not in (1, 3):
+        raise DecodeError(f"an image of blocks has {field.channels} channels, where 1 or 3 belong")
+    return blocks.read(field, box).reshape(box.height, box.width, field.channels)
 
 
 def _raw_pixels(field: record.Field) -> Pixels:
@@ -144,8 +178,8 @@ def _raw_pixels(field: record.Field) -> Pixels:
     return np.frombuffer(field.payload, np.uint8).reshape(field.height, field.width, field.channels)
 
 
-def upright(field: record.Field) -> Pixels:
-    """Decode a stored image whole and turn it upright: uint8 RGB (height, width, 3), an array of its own.
+def upright(field: record.Field) -> Values:
+    """Decode a stored image whole and turn it upright, as `pixels` gives it; an array of its own.
 
     Raises:
         ChecksumError: the bytes were altered.
@@ -155,7 +189,7 @@ def upright(field: record.Field) -> Pixels:
     image = pixels(field, keep=True)
     if field.orientation == 1 and field.codec != record.RAW:
         return image
-    out = np.empty((*upright_size(image.shape[:2], field.orientation), image.shape[2]), np.uint8)
+    out = np.empty((*upright_size(image.shape[:2], field.orientation), image.shape[2]), image.dtype)
     _turn(image, field.orientation, out)
     return out
 
@@ -168,20 +202,60 @@ def decode_other(data: bytes | memoryview, shape: tuple[int, ...] | None = None)
     """
     image = _decode_by_pillow(data) if bytes(data[:4]) in _LEFT_TO_PILLOW else None
     if image is None:
-        image = _decode_by_opencv(data)
+        image = _decode_by_opencv(data, _AS_STORED)
     if shape is not None and image.shape != shape:
         raise DecodeError(f"it decodes to {image.shape[:2]} pixels, the record says {shape[:2]}")
     return image
 
 
-def _decode_by_opencv(data: bytes | memoryview) -> Pixels:
+def decode_deep(data: bytes) -> npt.NDArray[np.uint16]:
+    """Decode a PNG, TIFF, PGM or PPM of 16 bits: uint16 (height, width, channels), orientation ignored (not TIFF's).
+
+    Channels are 1 (grey), 3 (RGB) or 4 (RGB and alpha; of a PNG also grey with alpha). PGM and PPM keep their values,
+    whatever the largest may be.
+
+    Raises:
+        DecodeError: it can't be decoded to values that are certain.
+    """
+    image = np.atleast_3d(_decode_by_opencv(data, cv2.IMREAD_UNCHANGED))
+    if image.dtype != np.uint16 or image.shape[2] not in (1, 3, 4):
+        raise DecodeError(f"OpenCV decodes it to {image.dtype} {image.shape}, its header says 16 bits")
+    if image.shape[2] > 1:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    return _checked_tiff(data, image) if data[:4] in _TIFF else image
+
+
+def _checked_tiff(data: bytes, image: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    """Values out of a TIFF, the same way up as in PNG. Of its many kinds OpenCV reads some wrong: Pillow has to agree.
+
+    Pillow shows all 16 bits of grey images, and the upper 8 of colours.
+    """
+    import io
+
+    from PIL import Image
+
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as shown:
+            inverted = shown.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+            levels = np.atleast_3d(np.array(shown))[..., :3]
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+        raise DecodeError(f"damaged: {error}") from error
+    if not np.array_equal(levels, image[..., :3] >> 8 if levels.dtype == np.uint8 else image):
+        raise DecodeError(
+            "it is a TIFF that OpenCV and Pillow read differently (its channels lie apart, say, or its colours are "
+            "multiplied by alpha); save it as PNG, or pack with --depth 8"
+        )
+    return ~image if inverted else image
+
+
+def _decode_by_opencv(data: bytes | memoryview, flags: int) -> npt.NDArray[Any]:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DecodeError(f"OpenCV can't decode it: {error.err}") from error
     if image is None:
         raise DecodeError("OpenCV can't decode it: the bytes are damaged or of an unknown format")
-    return image  # type: ignore[return-value]  # uint8, by the flags
+    return image
 
 
 def _decode_by_pillow(data: bytes | memoryview) -> Pixels | None:
@@ -201,25 +275,26 @@ def _decode_by_pillow(data: bytes | memoryview) -> Pixels | None:
 
 
 def render(
-    image: Pixels | record.Field, orientation: int, plans: list[Plan], out: Pixels, *, scaled: bool = False
+    image: Values | record.Field, orientation: int, plans: list[Plan], out: Values, *, scaled: bool = False
 ) -> None:
     """Carry `plans` out on an image and write the picture to `out`.
 
-    image: a stored image, whose checksums are then checked, or its pixels, uint8 (height, width, channels) as stored.
-    orientation: EXIF, 1 to 8, as stored. out: C-contiguous uint8 of the last plan's output size. scaled: whether a JPEG
-    may be decoded at a reduced size that is still as large as what it is resized to.
+    image: a stored image, whose checksums are then checked, or its pixels, (height, width, channels) as stored.
+    orientation: EXIF, 1 to 8, as stored. out: C-contiguous, of the last plan's output size and the image's type; grey
+    images become three equal channels where it has three. scaled: whether a JPEG may be decoded at a reduced size that
+    is still as large as what it is resized to.
 
     Raises:
-        ChecksumError, DecodeError: the image is damaged.
+        ChecksumError, DecodeError: the image is damaged, or of another type.
     """
     for plan in plans[:-1]:
-        step = np.empty((*plan.output_size, out.shape[2]), np.uint8)
+        step = np.empty((*plan.output_size, out.shape[2]), out.dtype)
         _render(image, orientation, plan, step, scaled)
         image, orientation = step, 1
     _render(image, orientation, plans[-1], out, scaled)
 
 
-def _render(image: Pixels | record.Field, orientation: int, plan: Plan, out: Pixels, scaled: bool) -> None:
+def _render(image: Values | record.Field, orientation: int, plan: Plan, out: Values, scaled: bool) -> None:
     if isinstance(image, record.Field):
         scaled = scaled and image.codec == record.JPEG
         read = read_for(plan, (image.height, image.width), orientation, scaled=scaled, tiled=bool(image.tiles))
@@ -227,23 +302,32 @@ def _render(image: Pixels | record.Field, orientation: int, plan: Plan, out: Pix
     else:
         read = read_for(plan, image.shape[:2], orientation, scaled=False, tiled=False)
         crop = _crop(image, read.box)
-    crop = crop[..., : out.shape[2]]  # a grey picture that was made a JPEG has three equal channels
+    channels = out.shape[2]
+    crop = with_channels(crop, channels)
+    if crop.dtype != out.dtype or crop.shape[2] != channels:
+        raise DecodeError(
+            f"the image is {crop.dtype} of {crop.shape[2]} channels, where {out.dtype} of {channels} belong"
+        )
     if read.source == read.size and read.window is None:
         _turn(crop, read.turn, out)
         return
     picture = _upright(crop, read.turn, read.source)
     if read.window is None:
-        _resize(_as_images(picture), read.size, False, *read.scales, out=_as_images(out))
+        resize(picture, read.scales, out)
         return
     if read.source != read.size:
-        channels = out.shape[2]
-        resized = scratch("window", read.size[0] * read.size[1] * channels).reshape(*read.size, channels)
-        _resize(_as_images(picture), read.size, False, *read.scales, out=_as_images(resized))
+        resized = _scratch_picture("window", (*read.size, channels), out.dtype)
+        resize(picture, read.scales, resized)
         picture = resized
     _cut(picture, read.window, out)
 
 
-def _cut(picture: Pixels, window: Box, out: Pixels) -> None:
+def _scratch_picture(purpose: str, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Values:
+    picture: Values = scratch(purpose, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+    return picture
+
+
+def _cut(picture: Values, window: Box, out: Values) -> None:
     """Write a window of the picture to `out`, zeros where it reaches beyond."""
     height, width = picture.shape[:2]
     top, left = max(window.y, 0), max(window.x, 0)
@@ -254,18 +338,17 @@ def _cut(picture: Pixels, window: Box, out: Pixels) -> None:
         np.copyto(out[top - window.y :, left - window.x :][: inside.shape[0], : inside.shape[1]], inside)
 
 
-def _upright(crop: Pixels, orientation: int, size: Size) -> Pixels:
+def _upright(crop: Values, orientation: int, size: Size) -> Values:
     """The crop turned upright, contiguous and writable, as the lower right part of a picture of `size`."""
     if orientation == 1 and crop.shape[:2] == size and crop.flags.c_contiguous and crop.flags.writeable:
         return crop
-    channels = crop.shape[2]
-    out = scratch("upright", size[0] * size[1] * channels).reshape(*size, channels)
+    out = _scratch_picture("upright", (*size, crop.shape[2]), crop.dtype)
     height, width = upright_size(crop.shape[:2], orientation)
     _turn(crop, orientation, out[size[0] - height :, size[1] - width :])
     return out
 
 
-def _turn(crop: Pixels, orientation: int, out: Pixels) -> None:
+def _turn(crop: Values, orientation: int, out: Values) -> None:
     """Write `crop`, stored with an EXIF orientation, upright to `out`, by OpenCV: NumPy takes 30 times as long."""
     if orientation == 1:
         np.copyto(out, crop)
@@ -277,10 +360,3 @@ def _turn(crop: Pixels, orientation: int, out: Pixels) -> None:
         cv2.flip(cv2.transpose(crop), -1, out)
     else:
         cv2.rotate(crop, cv2.ROTATE_90_CLOCKWISE if orientation == 6 else cv2.ROTATE_90_COUNTERCLOCKWISE, out)
-
-
-def _as_images(array: Pixels) -> torch.Tensor:
-    """A (height, width, channels) array as a batch of one channels-last tensor, sharing its memory."""
-    height, width, channels = array.shape
-    strides = (height * width * channels, 1, width * channels, channels)
-    return torch.from_numpy(array).as_strided((1, channels, height, width), strides)

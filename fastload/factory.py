@@ -15,6 +15,7 @@ from .loader import DataLoader
 from .prefetch import DevicePrefetcher
 from .resident import Resident
 from .sampler import ShuffleSampler
+from .store import Store
 from .transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomResizedCrop, Resize
 from .tune import default_processes, default_workers
 
@@ -79,9 +80,15 @@ def make_loader(
     if isinstance(path_or_dataset, ImageDataset):
         dataset = path_or_dataset
     else:
-        transform = None if device_resident else train_transform(size) if train else eval_transform(size)
+        bare = device_resident or Store(path_or_dataset).schema.image is None
+        transform = None if bare else train_transform(size) if train else eval_transform(size)
         dataset = ImageDataset(
-            path_or_dataset, transform, cache=cache, on_error=on_error, max_failures=max_failures, seed=seed
+            *(path_or_dataset, transform),
+            image_type="tensor",
+            cache=cache,
+            on_error=on_error,
+            max_failures=max_failures,
+            seed=seed,
         )
     drop_last = train if drop_last is None else drop_last
     where = None if device == "auto" else device

@@ -21,8 +21,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     stored ("records" or "column"), classes (their number), labelled (samples with a label), samples_per_class
     (smallest, median, largest; None without labels), tiles (how many images are re-cut, and for each reason why not; {}
     if they lie in a column), masks (the largest value of each), fields (name and kind). Where there are images:
-    image_bytes, size (smallest, median and largest width, height and megapixels), and shorter_side: a histogram, a list
-    of (from, to, samples) in pixels.
+    image_bytes, bits (of a value: 8 or 16), dtype ("uint8", "uint16" or "int16"), size (smallest, median and largest
+    width, height and megapixels), and shorter_side: a histogram, a list of (from, to, samples) in pixels.
 
     Raises:
         FileNotFoundError, StoreFormatError: see `Store`.
@@ -53,6 +53,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _images(store: Store) -> dict[str, Any]:
     sizes = np.asarray(store.columns["size"]).astype(np.int64)
     return {
+        "bits": 8 * store.image_dtype.itemsize,
+        "dtype": store.image_dtype.name,
         "image_bytes": int(np.asarray(store.columns["bytes"]).sum()),
         "size": {
             "width": _spread(sizes[:, 1]),

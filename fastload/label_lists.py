@@ -1,25 +1,26 @@
 """Label lists: which files, with which labels, read from a text file as people have them.
 
-    images/1.jpg 0                 words between spaces: a name, then any number of labels
-    "my cat.jpg" 0 10              a name with spaces needs no quotes if the file exists
+    images/1.jpg 0 # good          words between spaces: a name, then any number of labels, then a comment
+    'my cat.jpg' 0 10              quotes of either kind; a name with spaces needs none if the file exists
     images/1.jpg,polar bear        cells between tabs, commas or semicolons, if most lines have them; CSV's quotes
     {"file": "1.jpg", "y": [0, 1]} JSON Lines, one object a line
 
 Blank lines and lines that begin with # (unless a file is called so) are no rows. Files are looked up, never opened.
 
 The first row is a header if columns are asked for by name. If not, then only if it can hardly be anything else: none
-of its cells is a number or a file, and one consists of the words image, img, file, photo, picture, path, name and id.
-With a header, and in JSON Lines, the names are in the first column that names a file in one of the first 100 rows; the
-labels are in the column called label, class, target or category, else in the only other column, else in all others if
-they hold numbers. A note says what was taken, and anything less clear is an error. There an empty cell is a missing
-label; without a header it is none at all.
+of its cells is a number or a file, and one is label, class, target or category, or consists of the words image, img,
+file, photo, picture, pic, path, name, fname and id. With a header, and in JSON Lines, the names are in the first column
+that names a file in one of the first 100 rows; the labels are in the column called label, class, target or category,
+else in the only other column, else in all others if they hold numbers. A note says what was taken, and anything less
+clear is an error. There an empty cell is a missing label; without a header it is none at all.
 
-Labels are numbers if at least half of all are: int64 if none has a point or an exponent, else float64. Otherwise they
-are names of classes, numbered in sorted order. Missing ones, and those that a line has fewer than the longest one, are
--1 or NaN.
+What labels are is decided by the lines whose files exist. They are numbers if at least half of them are: int64 if none
+has a point or an exponent, else float64. Otherwise they are names of classes, numbered in sorted order; without a
+header a note says if a line has several. Missing ones, and those that a line has fewer than the longest one that can
+be packed, are -1 or NaN.
 
-A line that can't be packed has its reason, and the others are packed. A line that says the same as an earlier one is
-dropped with a note; where lines contradict each other, all of them are left out.
+A line that can't be packed has its reason, and the others are packed. A line that says the same as an earlier one of
+the same file, however it is named, is dropped with a note; where lines contradict each other, all of them are left out.
 """
 
 from __future__ import annotations
@@ -43,13 +44,16 @@ _LONGEST_NAME = 4096
 _HEAD = 100  # rows in which a column that names files is looked for
 _MOST_PADDING = 64  # times the labels that there are, plus 2**24
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # all others have NULs, and a list may begin with "BM"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json-lines", ".json")
 
-_WORD = re.compile(r'"((?:[^"]|"")*)"(?=\s|$)|(\S+)')
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_WORD = re.compile(r"""#\s.*|"([^"]*(?:""[^"]*)*)"(?=\s|$)|'([^']*)'(?=\s|$)|(\S+)""")
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_JSON_OBJECT = re.compile(r'\s*\{\s*(?:["}]|$)')
-_IMAGE_COLUMN = re.compile(r"(?:(?:image|img|file|photo|picture|path|name|id)s?[ _-]?)+", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_SUFFIX = re.compile(r"\.\w*[A-Za-z]\w*$")
+_JSON_OBJECT = re.compile(r'\s*\{\s*(?:["}]|$)|\s*\[\s*(?:\{|$)')
+_IMAGE_COLUMN = re.compile(r"(?:(?:image|img|file|photo|picture|pic|path|f?name|id)s?[ _-]?)+", re.IGNORECASE)
 _LABEL_COLUMN = re.compile(r"(?:label|target)s?|class(?:es)?|categor(?:y|ies)", re.IGNORECASE)
 
 _JSON_LINES = 'each line has to be one object, as {"file": "a.jpg", "label": 1}'
@@ -63,7 +67,7 @@ _Records = Iterator[tuple[int, list[Any]]]
 
 
 class Entry(NamedTuple):
-    """One line. labels: `label_count` of them, none if they make no sense. problem: why it can't be packed, if so."""
+    """One line. problem: why it can't be packed, if so. labels: `label_count` of them, none if there is a problem."""
 
     line: int
     name: str
@@ -123,16 +127,20 @@ def read_list(
             rows = [_row(number, cells, table, root, is_file) for number, cells in table.records]
     except OSError as error:
         raise SourceError(f"{path} can't be read: {error.strerror or error}; give a text file") from error
-    kind = _kind(rows)
+    kind = _kind([row for row in rows if row.problem is None])
+    rows = [row if row.problem else row._replace(problem=_why_no_label(row, kind)) for row in rows]
     entries, label_count = _entries(rows, kind, path)
+    notes = [*table.notes, *kind.notes]
+    if table.columns is None and kind.classes is not None and label_count > 1:
+        notes.append(_several_classes(rows))
     del rows
-    entries, repetitions = _without_repetitions(entries, kind.classes)
+    entries, repetitions = _without_repetitions(entries, kind.classes, root)
     if entries and all(entry.problem for entry in entries):
         raise SourceError(
             f"{path}: none of its {len(entries)} lines can be packed; {entries[0].problem}. "
             "Names are relative to the list's folder, or to --root"
         )
-    return LabelList(entries, kind.classes, label_count, kind.real, [*table.notes, *kind.notes, *repetitions])
+    return LabelList(entries, kind.classes, label_count, kind.real, notes + repetitions)
 
 
 def _finder(root: str) -> _IsFile:
@@ -153,7 +161,10 @@ def _lines(text: io.TextIOWrapper, path: str) -> _Lines:
         line = text.readline(_MOST_CHARACTERS + 1)
         if not line:
             return
-        if "\0" in line or (number == 1 and line.encode("utf-8", "surrogateescape").startswith(_IMAGES)):
+        start = line[:4].encode("utf-8", "surrogateescape") if number == 1 else b""
+        if "\0" in line and start.startswith(_UTF_16):
+            raise SourceError(f"{path} is a text file in UTF-16; save it as UTF-8")
+        if "\0" in line or start.startswith(_IMAGES):
             raise SourceError(
                 f"{path} is not a text file; a list has lines of `name label`, a folder is packed by its path "
                 f"(line {number} has bytes that no text in UTF-8 has)"
@@ -202,7 +213,8 @@ def _records(lines: _Lines, delimiter: str | None, path: str, is_file: _IsFile, 
         elif '"' not in line:
             yield number, line.split(delimiter)
         else:
-            reader = csv.reader(itertools.chain((line,), following), delimiter=delimiter, strict=across)
+            ended = (text + "\n" for text in itertools.chain((line,), following))
+            reader = csv.reader(ended, delimiter=delimiter, skipinitialspace=True, strict=across)
             try:
                 cells = next(reader)
             except csv.Error as error:
@@ -213,23 +225,20 @@ def _records(lines: _Lines, delimiter: str | None, path: str, is_file: _IsFile, 
 
 
 def _split_at_spaces(line: str, is_file: _IsFile) -> list[str]:
-    """The name is the first word, or as many as it takes to name a file that exists; else what is in quotes is one."""
-    words = line.split()
-    if is_file(words[0]):
-        return words
-    for match in re.finditer(r"\s+|$", line[:_LONGEST_NAME]):
-        end = match.start()
-        if end > len(words[0]) and is_file(line[:end]):
-            return [line[:end], *line[end:].split()]
-    if '"' in line:
-        return [match[2] or match[1].replace('""', '"') for match in _WORD.finditer(line)]
-    return words
+    """Words; what is in quotes is one, and so are the first ones if it takes them all to name a file that exists."""
+    ends = (match.start() for match in re.finditer(r"\s+|$", line[:_LONGEST_NAME]))
+    name = next((line[:end] for end in ends if is_file(line[:end])), "")
+    words = (match for match in _WORD.finditer(line, len(name)) if match.lastindex)
+    labels = [match[3] or match[2] or (match[1] or "").replace('""', '"') for match in words]
+    return [name, *labels] if name else labels
 
 
 def _objects(lines: _Lines, path: str, is_file: _IsFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """JSON objects, their numbers as they are written; NaN and Infinity are floats."""
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=float)
     for number, line in _rows_only(lines, is_file):
+        if line.lstrip().startswith("["):
+            raise SourceError(f"{path}, line {number}: a JSON array; {_JSON_LINES}")
         try:
             value = decoder.decode(line)
         except (ValueError, RecursionError) as error:
@@ -282,7 +291,7 @@ def _is_header(cells: list[Any], is_file: _IsFile) -> bool:
     words = [cell.strip() for cell in cells]
     if any(_NUMBER.fullmatch(word) or is_file(word) for word in words):
         return False
-    return any(_IMAGE_COLUMN.fullmatch(word) for word in words)
+    return any(_IMAGE_COLUMN.fullmatch(word) or _LABEL_COLUMN.fullmatch(word) for word in words)
 
 
 def _with_columns(
@@ -367,10 +376,13 @@ def _row(number: int, cells: list[Any], table: _Table, root: str, is_file: _IsFi
     if not isinstance(name, str) or not name.strip():
         return _Row(number, "", (), f"line {number}: no name in it")
     name = _name(name, is_file)
-    problem = None if is_file(name) else f"line {number}: no such file {_shown(os.path.join(root, name))}"
+    others = [cell.strip() for place, cell in enumerate(cells) if place != image] if table.columns is None else []
+    problem = None
+    if not is_file(name):
+        hint = _why_no_file(number, name, others, is_file)
+        problem = f"line {number}: no such file {_shown(os.path.join(root, name))}{hint}"
     if table.columns is None:
-        others = cells[1:] if image == 0 else cells[:image] + cells[image + 1 :]
-        return _Row(number, name, tuple([label for cell in others if (label := cell.strip())]), problem)
+        return _Row(number, name, tuple(filter(None, others)), problem)
     if len(cells) > len(table.columns) and any(cells[len(table.columns) :]):
         problem = f"line {number}: {len(cells)} cells, the header has {len(table.columns)}"
     labels: list[str] = []
@@ -382,6 +394,27 @@ def _row(number: int, cells: list[Any], table: _Table, root: str, is_file: _IsFi
             problem = f"line {number}: what is under {table.columns[place]!r} is no label; one is a {what}"
         labels += tokens or ()
     return _Row(number, name, tuple(labels), problem)
+
+
+def _why_no_file(number: int, name: str, others: list[str], is_file: _IsFile) -> str:
+    """What is likely to be wrong, if anything is; others: the other cells, without a header."""
+    first = _first_word(name)
+    if not _is_unicode(name):
+        return "; save the list as UTF-8"
+    if first != name and is_file(first):
+        return f"; there is {_shown(first)}: use one separator throughout, and decimal points"
+    if not others or _SUFFIX.search(name):
+        return ""
+    if any(map(is_file, others)):
+        return "; name and label look swapped, --image-column says where the names are"
+    if number == 1 and not any(map(_NUMBER.fullmatch, others)):
+        return "; if this line is a header, name its column of files with --image-column"
+    return ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it was UTF-8: other bytes have become surrogates."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _name(cell: str, is_file: _IsFile) -> str:
@@ -415,44 +448,63 @@ class _Kind(NamedTuple):
 def _kind(rows: list[_Row]) -> _Kind:
     counts = Counter(itertools.chain.from_iterable(row.labels for row in rows))
     del counts[""]
-    integers = [text for text in counts if _INTEGER.fullmatch(text)]
-    numbers = [text for text in counts if _NUMBER.fullmatch(text)] if len(integers) < len(counts) else integers
-    fraction = next((text for text in numbers if not text.lstrip("+-").isdigit()), None)
-    if fraction is None:
-        numbers = integers
+    numbers = [text for text in counts if _NUMBER.fullmatch(text)]
     if 2 * sum(counts[text] for text in numbers) < counts.total():
         classes = sorted(counts)
-        return _Kind({**{name: label for label, name in enumerate(classes)}, "": -1}, classes, False, [])
+        return _Kind({**{name: label for label, name in enumerate(classes)}, "": -1}, classes, False, _odd(classes))
+    fraction = next((text for text in numbers if not _INTEGER.fullmatch(text)), None)
     if fraction is None:
-        return _Kind({**{text: int(text) for text in numbers}, "": -1}, None, False, [])
+        return _Kind({**{text: int(text) for text in numbers if _fits(text)}, "": -1}, None, False, [])
     line = next(row.line for row in rows if fraction in row.labels)
     finite = {text: value for text in numbers if math.isfinite(value := float(text))}
     note = f"labels are real numbers, stored as float64: line {line} says {_shown(fraction)}"
     return _Kind({**finite, "": _NAN}, None, True, [note])
 
 
+def _fits(integer: str) -> bool:
+    return len(integer) < 100 and -(1 << 63) <= int(integer) < 1 << 63
+
+
+def _odd(classes: list[str]) -> list[str]:
+    """A note on the first class that is hardly meant as one."""
+    odd = next((name for name in classes if _DECIMAL_COMMA.fullmatch(name) or not _is_unicode(name)), None)
+    if odd is None:
+        return []
+    advice = "write decimals with a point" if _is_unicode(odd) else "save the list as UTF-8"
+    return [f"a class is named {_shown(repr(odd))}; {advice}"]
+
+
+def _why_no_label(row: _Row, kind: _Kind) -> str | None:
+    bad = next((text for text in row.labels if text not in kind.values), None)
+    if bad is None:
+        return None
+    why = f"is not a {'finite ' * kind.real}number, as the others are"
+    if not kind.real and _INTEGER.fullmatch(bad):
+        why = "doesn't fit into 64 bits"
+    return f"line {row.line}: label {_shown(repr(bad))} {why}"
+
+
+def _several_classes(rows: list[_Row]) -> str:
+    """A note: what follows a name may have been meant as one class."""
+    packed = [row for row in rows if row.problem is None]
+    ends = (pick(packed, key=lambda row: len(row.labels)) for pick in (max, min))
+    said = [f"line {row.line} has {_listed(row.labels)}" for row in dict.fromkeys(ends)]
+    return f"lines have several classes: {', '.join(said)}; if they are one name, put it in quotes"
+
+
 def _entries(rows: list[_Row], kind: _Kind, path: str) -> tuple[list[Entry], int]:
-    label_count = max((len(row.labels) for row in rows), default=0)
-    _check_padding(rows, label_count, path)
-    values, missing = kind.values, kind.values[""]
+    packed = [row for row in rows if row.problem is None]
+    label_count = max((len(row.labels) for row in packed), default=0)
+    _check_padding(packed, label_count, path)
 
     @lru_cache(1 << 16)
-    def labels_of(texts: tuple[str, ...]) -> Labels | None:
-        try:
-            return (*map(values.__getitem__, texts), *[missing] * (label_count - len(texts)))
-        except KeyError:
-            return None
+    def labels_of(texts: tuple[str, ...]) -> Labels:
+        return (*map(kind.values.__getitem__, texts), *[kind.values[""]] * (label_count - len(texts)))
 
-    entries = []
-    for row in rows:
-        labels = labels_of(row.labels)
-        problem = row.problem
-        if labels is None:
-            bad = next(text for text in row.labels if text not in values)
-            number = "a finite number" if kind.real else "a number"
-            problem = f"line {row.line}: label {_shown(repr(bad))} is not {number}, as the others are"
-        entries.append(Entry(row.line, row.name.replace(os.sep, "/"), labels or (), problem))
-    return entries, label_count
+    return [
+        Entry(row.line, row.name.replace(os.sep, "/"), () if row.problem else labels_of(row.labels), row.problem)
+        for row in rows
+    ], label_count
 
 
 def _check_padding(rows: list[_Row], label_count: int, path: str) -> None:
@@ -464,13 +516,14 @@ def _check_padding(rows: list[_Row], label_count: int, path: str) -> None:
         )
 
 
-def _without_repetitions(entries: list[Entry], classes: list[str] | None) -> tuple[list[Entry], list[str]]:
+def _without_repetitions(entries: list[Entry], classes: list[str] | None, root: str) -> tuple[list[Entry], list[str]]:
     """The entries without those that say what an earlier one says; those that contradict each other have a problem."""
+    start = os.path.join(os.path.abspath(root), "")
     places: dict[str, int] = {}
     several: dict[int, list[int]] = {}
     for place, entry in enumerate(entries):
         if entry.problem is None:
-            first = places.setdefault(_plain(entry.name), place)
+            first = places.setdefault(_plain(entry.name, start), place)
             if first != place:
                 several.setdefault(first, [first]).append(place)
     repeated: dict[int, int] = {}
@@ -481,7 +534,7 @@ def _without_repetitions(entries: list[Entry], classes: list[str] | None) -> tup
             continue
         said = [f"line {entry.line} says {_said(entry.labels, classes)}" for entry in (entries[first], entries[other])]
         for place in same:
-            entries[place] = entries[place]._replace(problem=", ".join(said))
+            entries[place] = entries[place]._replace(labels=(), problem=", ".join(said))
     if not repeated:
         return entries, []
     lines = [f"line {entries[place].line} repeats line {entries[first].line}" for place, first in repeated.items()]
@@ -492,9 +545,11 @@ def _without_repetitions(entries: list[Entry], classes: list[str] | None) -> tup
     return [entry for place, entry in enumerate(entries) if place not in repeated], [note]
 
 
-def _plain(name: str) -> str:
-    """One spelling of a name: without `./` and the like."""
-    return os.path.normpath(name) if "./" in name or "//" in name else name
+def _plain(name: str, start: str) -> str:
+    """One spelling of a name: below the folder `start` if it is there, without `./` and the like."""
+    if "./" not in name and "//" not in name and not os.path.isabs(name):
+        return name
+    return os.path.normpath(os.path.join(start, name)).removeprefix(start).replace(os.sep, "/")
 
 
 def _said(labels: Labels, classes: list[str] | None) -> str:

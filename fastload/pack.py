@@ -32,11 +32,13 @@ from .prepare import (
     MAX_PIXELS,
     Encode,
     Exif,
+    Form,
     LeftOut,
     Options,
     Prepared,
     Shape,
     common_shape,
+    form_of,
     libraries_for_packing,
     prepare,
 )
@@ -86,6 +88,7 @@ def pack(
     tiles: bool = True,
     strip: bool = False,
     background: tuple[int, int, int] | None = None,
+    depth: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -118,6 +121,10 @@ def pack(
         can't be re-cut is kept as it is, and `info` says why. strip: drop EXIF, ICC profiles and comments meanwhile.
     background: the colour (red, green, blue) on which images with transparency are laid; they are stored as PNG without
         it. By default transparency is dropped as `Image.convert("RGB")` does, and the colours behind it appear.
+    depth: bits of the images' values, 8 or 16; None for those of the first image (16 in some PNG, TIFF, PGM and PPM).
+        Images of 16 bits are stored exactly, in blocks, with as many channels as the first has, 1 or 3, and come as
+        uint16; images of 8 bits are widened (255 becomes 65535). A store of 8 bits keeps the upper 8 of 16, and the
+        report's notes say so; JPEGs have 8 bits. With 16 bits "raw" images are blocks too.
     workers: threads, all usable cores by default. Of a dataset: processes that read it, as with a loader; by default it
         is read in this one.
     overwrite: replace an existing store (and no other file) when the new one is complete.
@@ -133,7 +140,7 @@ def pack(
         >>> fastload.pack("images/", "db.lmdb", short_side=256)
         >>> fastload.pack(torchvision.datasets.OxfordIIITPet("pets", target_types="segmentation"), "pets.lmdb")
     """
-    options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip, background)
+    options = Options(short_side, max_side, quality, encode, exif, max_pixels, tiles, strip, background, depth)
     final = _checked_destination(source, destination, overwrite)
     _check(options, workers)
     if not isinstance(source, str | os.PathLike):
@@ -142,7 +149,8 @@ def pack(
             raise ValueError(
                 "format, root, masks, labels, columns, part and DICOM's options go with files, not datasets"
             )
-        return _pack(open_dataset(source, kinds or {}, workers or 0), final, options, None, progress)
+        dataset = open_dataset(source, kinds or {}, workers or 0)
+        return _pack(dataset, final, options, form_of(dataset, options), None, progress)
     if kinds:
         raise ValueError(f"kinds is {kinds}; it goes with a dataset, files say what they are")
     listed = open_source(
@@ -161,7 +169,7 @@ def pack(
         max_pixels=max_pixels,
         ignore=_files_of(final),
     )
-    return _pack(listed, final, options, workers, progress)
+    return _pack(listed, final, options, form_of(listed, options), workers, progress)
 
 
 def pack_splits(
@@ -182,7 +190,7 @@ def pack_splits(
 
     shares: of each part, as a dict or as a text such as "train=0.8,val=0.1,test=0.1"; they sum to 1.
     stratify: divide every class by these shares (samples without a label, and with several or real labels, are one
-        class). options: of `pack`.
+        class). For that tar shards, Parquet and DICOM files are read once more. options: of `pack`.
 
     Returns a report for each part, by its name; see `pack` for what is raised.
 
@@ -204,7 +212,7 @@ def pack_splits(
         **{name: value for name, value in options.items() if name not in own or name == "max_pixels"},
         ignore=[file for final in finals.values() for file in _files_of(final)],
     )
-    classes = [item.labels[0] if len(item.labels) == 1 and not listed.real else None for item in listed.items]
+    classes = _classes_of(listed, workers or usable_cores()) if stratify else [None] * len(listed.items)
     images = [listed.image_of(item) for item in listed.items]
     parts = splits.split(classes, images, shares, seed=seed, stratify=stratify)
     for name, indices in parts.items():
@@ -214,26 +222,45 @@ def pack_splits(
         name: listed._replace(items=[listed.items[index] for index in indices.tolist()])
         for name, indices in parts.items()
     }
-    done = {name for name, part in sources.items() if not overwrite and _is_packed(part, finals[name], chosen)}
+    form = form_of(listed, chosen)
+    done = {name for name, part in sources.items() if not overwrite and _is_packed(part, finals[name], chosen, form)}
     for name in sources.keys() - done:
         _checked_destination(source, finals[name], overwrite)
     return {
-        name: _report(part, finals[name]) if name in done else _pack(part, finals[name], chosen, workers, progress)
+        name: _report(part, finals[name])
+        if name in done
+        else _pack(part, finals[name], chosen, form, workers, progress)
         for name, part in sources.items()
     }
 
 
-def _is_packed(source: Source, final: str, options: Options) -> bool:
+def _classes_of(source: Source, threads: int) -> list[int | None]:
+    """The class of each item, None where it has none, or several labels, or a real one."""
+    if source.schema is None or source.store is not None:
+        return [int(item.labels[0]) if len(item.labels) == 1 and not source.real else None for item in source.items]
+    if not any(spec.column == "label" for spec in source.schema.specs):
+        return [None] * len(source.items)
+
+    def label_of(item: Item) -> int | None:
+        try:
+            return None if item.problem is not None else int(source.read(item)["label"])
+        except (OSError, FastloadError):
+            return None  # packing will say why
+
+    return [*ordered_map(label_of, source.items, threads=threads, ahead=32 * threads, name=_THREADS)]
+
+
+def _is_packed(source: Source, final: str, options: Options, form: Form) -> bool:
     """Whether a store is there already, of this very source and these options: an interrupted run made it."""
     try:
-        return Store(final).manifest.get("packed") == _fingerprint(source, options)
+        return Store(final).manifest.get("packed") == _fingerprint(source, options, form)
     except (OSError, FastloadError):
         return False
 
 
-def _fingerprint(source: Source, options: Options) -> str:
+def _fingerprint(source: Source, options: Options, form: Form) -> str:
     """What tells a source and how it is packed from others."""
-    known = json.dumps([source.digest(), asdict(options), version("fastload")])
+    known = json.dumps([source.digest(), asdict(options), form, version("fastload")])
     return f"{record.checksum(known.encode()):016x}"
 
 
@@ -241,6 +268,7 @@ def _pack(
     listed: Source,
     final: str,
     options: Options,
+    form: Form,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> PackReport:
@@ -249,11 +277,12 @@ def _pack(
         raise ValueError("exif is 'ignore', but the masks of a store are upright, as its images then aren't; pack anew")
     created = _creation_time()
     with _only_pack(final), libraries_for_packing():
-        _write(listed, final, options, created, workers or usable_cores(), progress)
-    return _report(listed, final, time.perf_counter() - started)
+        cut = _write(listed, final, options, form, created, workers or usable_cores(), progress)
+    notes = [f"{cut} images of 16 bits were cut to 8; --depth 16 keeps all of their bits"] if cut else []
+    return _report(listed, final, time.perf_counter() - started, notes)
 
 
-def _report(listed: Source, final: str, seconds: float = 0.0) -> PackReport:
+def _report(listed: Source, final: str, seconds: float = 0.0, notes: Sequence[str] = ()) -> PackReport:
     store = Store(final)
     return PackReport(
         samples=len(store),
@@ -261,7 +290,7 @@ def _report(listed: Source, final: str, seconds: float = 0.0) -> PackReport:
         quarantined=store.manifest["quarantined"],
         bytes=os.path.getsize(final),
         seconds=seconds,
-        notes=tuple(listed.notes),
+        notes=(*listed.notes, *notes),
     )
 
 
@@ -330,18 +359,20 @@ def _write(
     source: Source,
     final: str,
     options: Options,
+    form: Form,
     created: datetime,
     threads: int,
     progress: Callable[[int, int], None] | None,
-) -> None:
-    fingerprint = _fingerprint(source, options)
+) -> int:
+    """Write the store; returns how many images were cut from 16 bits to 8."""
+    fingerprint = _fingerprint(source, options, form)
     if options.encode == "keep" and options.quality is None:
         options = replace(options, encode=source.encode)
-    fixed = common_shape(source, options, threads) if options.encode == "raw" else None
+    fixed = common_shape(source, options, threads) if options.encode == "raw" and not form.deep else None
     columns = _columns(source, fixed)
-    total = len(source.items)
+    total, cut = len(source.items), 0
     with StoreWriter(final, columns, f"{fingerprint} {fixed}") as writer:
-        one = functools.partial(prepare, options=options, fixed=fixed)
+        one = functools.partial(prepare, options=options, fixed=fixed, form=form)
         prepared = _outcomes(source, one, writer.done, threads, 4 if options.encode == "raw" else 32)
         with contextlib.closing(prepared):
             for outcome in prepared:
@@ -350,6 +381,7 @@ def _write(
                 else:
                     name = record.Field(record.TEXT, outcome.name.encode("utf-8", "surrogateescape"))
                     writer.add([*outcome.fields, name], outcome.cells)
+                    cut += outcome.cut
                 writer.advance()
                 if progress is not None:
                     progress(writer.done, max(total, writer.done))
@@ -359,7 +391,8 @@ def _write(
             raise SourceError(
                 f"none of the {writer.done} {what} could be packed; the first is {first['name']!r}: {first['reason']}"
             )
-        writer.finish({**_manifest(source, options, fixed, created), "packed": fingerprint})
+        writer.finish({**_manifest(source, options, form, fixed, created), "packed": fingerprint})
+    return cut
 
 
 def _outcomes(
@@ -401,9 +434,11 @@ def _creation_time() -> datetime:
         raise ValueError(f"SOURCE_DATE_EPOCH is {epoch!r}; it must be a number of seconds since 1970") from error
 
 
-def _manifest(source: Source, options: Options, fixed: Shape | None, created: datetime) -> dict[str, Any]:
+def _manifest(source: Source, options: Options, form: Form, fixed: Shape | None, created: datetime) -> dict[str, Any]:
     schema = source.fields
     image = [] if schema.image is None else [schema.image._replace(column=None if fixed is None else "image")]
+    if form.deep or (source.store is not None and source.store.image_dtype != np.uint8):
+        image = [spec._replace(dtype=form.dtype, channels=form.channels) for spec in image]
     entries = [spec.as_entry() for spec in (*image, *schema.of_kind("mask"), *schema.others)]
     return {
         "fields": [*entries, {"name": "name", "kind": "text", "in": "record"}],

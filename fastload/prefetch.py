@@ -37,7 +37,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from .transforms import check_mean_and_std, normalize
+from .transforms import PIXELS, check_mean_and_std, full_scale, normalize
 
 T = TypeVar("T")
 
@@ -51,16 +51,18 @@ class DevicePrefetcher(Generic[T]):
 
     Tensors are found at any depth of tuples, named tuples, lists, dicts and other mappings, which are rebuilt as
     their own type; anything else is handed on as the same object. Every tensor goes to the device. *Images* are the
-    4-dimensional uint8 and floating ones, `(N, C, H, W)`; given `mean`, floating ones only where C is `len(mean)`.
+    4-dimensional uint8, uint16, int16 and floating ones, `(N, C, H, W)`; given `mean`, int16 and floating ones only
+    where C is `len(mean)`.
     Only images are normalised, cast and laid out. On the CPU the same thread does the same, with the same results.
 
     Args:
         loader: any iterable of batches, a stock `torch.utils.data.DataLoader` too; iterated anew each epoch.
         device: "cpu", "cuda", "cuda:1", a CUDA index, or None for CUDA where there is some and the CPU elsewhere.
         buffers: batches fetched ahead of the one in hand; more only help a loader of varying speed.
-        mean, std: one number per channel in units of [0, 1], as in torchvision: uint8 is divided by 255 first.
+        mean, std: one number per channel in units of [0, 1], as in torchvision: uint8 is divided by 255 first, uint16
+            by 65535. int16 is taken as it is, as floating images are.
         dtype: floating type of the images. None is float32 with `mean` and no cast without. With a dtype and no
-            `mean`, uint8 is scaled to [0, 1] as by torchvision's `ToDtype(dtype, scale=True)`.
+            `mean`, uint8 and uint16 are scaled to [0, 1] as by torchvision's `ToDtype(dtype, scale=True)`.
         channels_last: lay images out as `torch.channels_last` (free if they are); False keeps their layout.
 
     `len` and the state are the loader's: of what the consumer has, whatever was fetched. Iterators are as independent
@@ -68,7 +70,7 @@ class DevicePrefetcher(Generic[T]):
     end, `next` raises StopIteration.
 
     Raises:
-        ValueError: an argument makes no sense; while iterating: uint8 images without `len(mean)` channels.
+        ValueError: an argument makes no sense; while iterating: uint8 or uint16 images without `len(mean)` channels.
         RuntimeError: there is no such CUDA device.
 
     >>> batches = [(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))]
@@ -175,10 +177,10 @@ class DevicePrefetcher(Generic[T]):
             tensor = tensor.pin_memory()
         tensor = tensor.to(self.device, non_blocking=on_cuda)
         mean, std = self._mean_and_std or (None, None)
-        floating = tensor.is_floating_point()
-        if tensor.dim() != 4 or not (floating or tensor.dtype == torch.uint8):
+        scaled = full_scale(tensor.dtype) > 1
+        if tensor.dim() != 4 or not (tensor.dtype in PIXELS or tensor.is_floating_point()):
             return tensor
-        if floating and mean is not None and tensor.shape[1] != len(mean):
+        if not scaled and mean is not None and tensor.shape[1] != len(mean):
             return tensor
         if self._dtype is None:
             return tensor.to(tensor.dtype, memory_format=self._memory_format)

@@ -7,10 +7,12 @@ comes out as `LeftOut`, with its reason.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -21,6 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from . import arrays, blocks, boxes, decode, dicom, geometry, jpeg, masks, record, tiles
+from .blocks import Values
 from .buffers import scratch
 from .errors import DecodeError, FastloadError, SourceError
 from .fields import Spec, cell, encode
@@ -34,7 +37,11 @@ Encode = Literal["keep", "jpeg", "raw"]
 Exif = Literal["apply", "ignore"]
 MAX_PIXELS = 1 << 28
 _DEFAULT_QUALITY = 95
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 0x0102, 0x0153
+_PNG_BITS = 24  # where a PNG's header says how many; the next byte is its kind of colours
+_PNG_GRAY_AND_ALPHA = 4
+_PPM_HEADER = re.compile(rb"P[56]" + 2 * rb"(?:\s|#[^\n]*\n)+\d+" + rb"(?:\s|#[^\n]*\n)+(\d+)")
+_GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 
 
@@ -51,9 +58,10 @@ class Options:
     tiles: bool = True
     strip: bool = False
     background: tuple[int, int, int] | None = None
+    depth: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "max_side", "max_pixels", "quality"):
+        for name in ("short_side", "max_side", "max_pixels", "quality", "depth"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"{name} is {value!r}; it must be a whole number")
@@ -68,6 +76,10 @@ class Options:
             )
         if self.quality is not None and self.encode == "raw":
             raise ValueError("a quality goes with JPEG; raw images are kept exactly")
+        if self.depth not in (None, 8, 16):
+            raise ValueError(f"depth is {self.depth}; images may have 8 or 16 bits")
+        if self.depth == 16 and (self.quality is not None or self.encode == "jpeg"):
+            raise ValueError("depth is 16, and a JPEG has 8 bits; leave quality and encode out, or pack with depth 8")
         if self.background is not None:
             shades = tuple(self.background)
             if len(shades) != 3 or not all(isinstance(shade, int) and 0 <= shade <= 255 for shade in shades):
@@ -90,16 +102,29 @@ Shape = tuple[int, int, int]
 """(height, width, channels)."""
 
 
+class Form(NamedTuple):
+    """What all images of a store are: of type dtype ("uint8", "uint16" or "int16"); of 16 bits also the channels."""
+
+    dtype: str = "uint8"
+    channels: int = 3
+
+    @property
+    def deep(self) -> bool:
+        """Whether they have 16 bits."""
+        return self.dtype != "uint8"
+
+
 class Prepared(NamedTuple):
     """An item that is ready to be written.
 
     name: of the sample. fields: of its record, without the name: the image first, if it has one, then the masks. cells:
-    its values in the columns.
+    its values in the columns. cut: whether its image has 16 bits of which 8 are kept.
     """
 
     name: str
     fields: list[record.Field]
     cells: dict[str, Any]
+    cut: bool
 
 
 class LeftOut(NamedTuple):
@@ -110,12 +135,24 @@ class LeftOut(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """What an image file says of itself."""
+    """What an image file says of itself. bits: of a value, 8 or 16, or 0 for what is neither. gray: without colours."""
 
     is_jpeg: bool
     size: Size
     orientation: int
     transparent: bool
+    bits: int
+    gray: bool
+
+
+class _Made(NamedTuple):
+    """An image's field. outcome: of `tiles.OUTCOMES`. whole, size: upright, before and after it is shrunk."""
+
+    field: record.Field
+    outcome: int
+    whole: Size
+    size: Size
+    cut: bool = False
 
 
 @contextlib.contextmanager
@@ -150,9 +187,8 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
     def shape_of(item: Item | Mapping[str, Any]) -> Shape | None:
         try:
             if source.store is not None and isinstance(item, Item):
-                (height, width), channels = source.store.columns["size"].view(item.sample or 0).tolist(), spec.channels
-                if "image" in source.store.columns:
-                    channels = source.store.columns["image"].shape[2]
+                height, width = source.store.columns["size"].view(item.sample or 0).tolist()
+                channels = source.store.image_channels
             else:
                 image = (source.read(item) if isinstance(item, Item) else item)["image"]
                 if isinstance(image, Image.Image):  # its pixels are read when it is packed, and only then
@@ -161,7 +197,7 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
                     facts = _identify(image, options)
                     (height, width), channels = geometry.upright_size(facts.size, facts.orientation), 3
                 else:
-                    height, width, channels = _pixels(image, spec, options).shape
+                    height, width, channels = _pixels(_cut(_checked_values(image, options)), spec, options).shape
         except (OSError, FastloadError):
             return None
         return *options.target_size((height, width)), channels
@@ -177,8 +213,54 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
     return common
 
 
-def prepare(item: Item, source: Source, *, options: Options, fixed: Shape | None) -> Prepared | LeftOut:
-    """Read an item and make its fields; what can't be packed comes as `LeftOut`. fixed: the shape of a raw column."""
+def form_of(source: Source, options: Options) -> Form:
+    """What the images of a source are stored as: what the first one is that can be read, unless the options say it."""
+    spec = source.fields.image
+    if spec is None or options.depth == 8 or options.quality is not None or options.encode == "jpeg":
+        return Form()
+    with libraries_for_packing():
+        for image in _images(source, options):
+            with contextlib.suppress(OSError, FastloadError, MemoryError):
+                dtype, channels = _own_form(image(), options)
+                return Form("uint16" if dtype == "uint8" and options.depth == 16 else dtype, channels)
+    return Form()
+
+
+def _images(source: Source, options: Options) -> Iterator[Callable[[], Any]]:
+    """What reads each image of a source, from the first: files' bytes, pixels, or fields of a store."""
+    if source.first:
+        yield from (functools.partial(sample.__getitem__, "image") for sample in source.first)
+        return
+    for item in (item for item in source.items if item.problem is None):
+        if source.store is not None and item.sample is not None:
+            yield functools.partial(_stored_field, source.store, item.sample, options)
+        else:
+            yield functools.partial(_read_image, source, item)
+
+
+def _read_image(source: Source, item: Item) -> Any:
+    return source.read(item)["image"]
+
+
+def _own_form(image: Any, options: Options) -> Form:
+    if isinstance(image, record.Field) and image.codec in (record.JPEG, record.ENCODED) and options.depth == 16:
+        image = bytes(image.payload)
+    if isinstance(image, bytes):
+        facts = _identify(image, options)
+        return Form("uint16" if facts.bits == 16 else "uint8", 1 if facts.gray else 3)
+    if isinstance(image, record.Field):
+        return Form(blocks.dtype_of(image).name if image.codec == record.BLOCKS else "uint8", image.channels)
+    if isinstance(image, Image.Image):  # its pixels are read when it is packed, and only then
+        return Form("uint16" if image.mode == "I;16" else "uint8", 1 if image.mode in ("L", "I;16") else 3)
+    image = _checked_values(image, options)
+    return Form(image.dtype.name, image.shape[2])
+
+
+def prepare(item: Item, source: Source, *, options: Options, fixed: Shape | None, form: Form) -> Prepared | LeftOut:
+    """Read an item and make its fields; what can't be packed comes as `LeftOut`.
+
+    fixed: the shape of a raw column. form: what all images of the store are, from `form_of`.
+    """
     if item.problem is not None:
         return LeftOut(item, item.problem)
     store, sample = source.store, item.sample
@@ -188,7 +270,7 @@ def prepare(item: Item, source: Source, *, options: Options, fixed: Shape | None
             contents, cells = _stored(sample, store, options)
         else:
             contents, cells = source.read(item), {}
-        return _prepared(item, contents, cells, source, options, fixed)
+        return _prepared(item, contents, cells, source, options, fixed, form)
     except OSError as error:
         return LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
@@ -202,19 +284,20 @@ def _prepared(
     source: Source,
     options: Options,
     fixed: Shape | None,
+    form: Form,
 ) -> Prepared:
     """contents: values by their fields' names, or fields out of a store. cells: of its columns."""
     schema = source.fields
     kept: list[record.Field] = []
     whole = size = None
+    cut = False
     cells = {"label": item.labels or (math.nan if source.real else -1,)} | cells
     if schema.image is not None:
-        found, pixels = _image(contents["image"], schema.image, options)
-        field, size = _make_field(found, options)
+        image = contents["image"]
+        made = _deep(image, options, form) if form.deep else _shallow(image, schema.image, options)
+        field, outcome, whole, size, cut = made
         if fixed is not None and (*size, field.channels) != fixed:
             raise DecodeError(f"it is {size[0]} x {size[1]} pixels, its header and the other images are {fixed[:2]}")
-        whole = geometry.upright_size((found.height, found.width), found.orientation)
-        field, outcome = tiled(field, pixels if field is found else None, options)
         cells |= {"size": size, "bytes": len(field.payload), "tiles": outcome}
         cells["checksum"] = record.checksum(field.payload)
         if fixed is None:
@@ -234,7 +317,7 @@ def _prepared(
             cells[spec.column] = cell(spec, value)
     if others:
         cells["others_checksum"] = record.joint_checksum(record.checksum(field.payload) for field in others)
-    return Prepared(item.name, kept + others, cells)
+    return Prepared(item.name, kept + others, cells, cut)
 
 
 def _field(value: Any, spec: Spec, whole: Size | None, size: Size | None, options: Options) -> record.Field:
@@ -262,6 +345,118 @@ def _stored(index: int, store: Store, options: Options) -> tuple[dict[str, Any],
     return contents, {name: store.columns[name][index] for name in columns}
 
 
+def _shallow(image: Any, spec: Spec, options: Options) -> _Made:
+    """An image as a store of 8 bits keeps it."""
+    orientation, deep = 1, False
+    if isinstance(image, bytes):
+        deep = _identify(image, options).bits == 16
+    elif not isinstance(image, record.Field):
+        values = _checked_values(image, options)
+        image, deep = _cut(values), values.dtype == np.uint16
+    elif image.codec == record.BLOCKS:
+        image, orientation, deep = _cut(decode.pixels(image)), image.orientation, True
+    kept, pixels = _image(image, spec, options)
+    kept = kept._replace(orientation=orientation) if orientation > 1 else kept
+    field, size = _make_field(kept, options)
+    stored, outcome = tiled(field, pixels if field is kept else None, options)
+    return _Made(stored, outcome, geometry.upright_size((kept.height, kept.width), kept.orientation), size, deep)
+
+
+def _cut(values: Values) -> Values:
+    """The upper 8 bits of 16."""
+    if values.dtype == np.int16:
+        raise DecodeError("its values are int16, and the store has 8 bits; pack with --depth 16")
+    return (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
+
+
+def _deep(image: Any, options: Options, form: Form) -> _Made:
+    """An image as a store of 16 bits keeps it: as blocks."""
+    values, orientation = _values_of(image, options)
+    whole = geometry.upright_size(values.shape[:2], orientation)
+    size = options.target_size(whole)
+    values = _in_form(values, form)
+    if size != whole:
+        shrunk = np.empty((*size, form.channels), values.dtype)
+        plan = Plan.whole(whole).resized(size)
+        assert plan is not None
+        decode.render(values, orientation, [plan], shrunk)
+        values, orientation = shrunk, 1
+    return _Made(blocks.field_of(values)._replace(orientation=orientation), tiles.NO_JPEG, whole, size)
+
+
+def _in_form(values: Values, form: Form) -> Values:
+    """An image's values in a store's type and channels, 255 as 65535; DecodeError where that can't be."""
+    if values.dtype == np.uint8 and form.dtype == "uint16":
+        values = values.astype(np.uint16) * np.uint16(257)
+    if values.dtype != form.dtype:
+        raise DecodeError(
+            f"its values are {values.dtype}, and the store's are {form.dtype}; pack it into another store"
+        )
+    if values.shape[2] > form.channels:
+        raise DecodeError("it has colours, and the store's images are grey, as the first one is; pack it into another")
+    return values if values.shape[2] == form.channels else np.repeat(values, form.channels, axis=2)
+
+
+def _values_of(image: Any, options: Options) -> tuple[Values, int]:
+    """All that an image's values hold, with one channel where it is grey, and its orientation."""
+    if isinstance(image, record.Field):
+        if image.codec in (record.RAW, record.BLOCKS):
+            return decode.pixels(image), image.orientation
+        return _values_of(bytes(image.payload), options)[0], image.orientation
+    if not isinstance(image, bytes):
+        return _checked_values(image, options), 1
+    facts = _identify(image, options)
+    if not facts.bits:
+        raise DecodeError("its values are neither of 8 nor of 16 bits without a sign; convert it, or use --depth 8")
+    values = _deep_values(image, facts, options) if facts.bits == 16 else _shallow_values(image, facts, options)
+    return values, facts.orientation
+
+
+def _shallow_values(data: bytes, facts: _Facts, options: Options) -> Values:
+    values: Values = decode.pixels(_kept_field(data, facts, options)[0], keep=True)
+    return values[..., :1] if facts.gray else values
+
+
+def _deep_values(data: bytes, facts: _Facts, options: Options) -> Values:
+    values = decode.decode_deep(data)
+    if values.shape[:2] != facts.size:
+        raise DecodeError(f"it decodes to {values.shape[:2]} pixels, its header says {facts.size}")
+    if not facts.transparent or options.background is None:
+        return values[..., : 1 if facts.gray else 3]
+    if values.shape[2] == 4:
+        opaque: npt.NDArray[Any] = values[..., 3:] / 65535
+    else:  # one colour is transparent
+        with _opened(data) as image:
+            opaque = (values != image.info["transparency"]).any(axis=2, keepdims=True)
+    below = np.array(options.background) * 257
+    laid: Values = np.rint(below + opaque * (values[..., :3] - below)).astype(np.uint16)
+    return laid
+
+
+def _checked_values(content: Any, options: Options) -> Values:
+    """Pixels that a source gives, (height, width, channels) in this machine's byte order, if they can be packed."""
+    values = _as_array(content, options)
+    fits = isinstance(values, np.ndarray) and values.ndim == 3 and values.shape[2] in (1, 3) and values.size > 0
+    if not fits or values.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.int16):
+        what = f"{content.dtype} {tuple(content.shape)}" if hasattr(content, "shape") else type(content).__name__
+        raise SourceError(
+            f"'image' is {what}; an image is uint8, uint16 or int16, (3 or 1, height, width) as a tensor, "
+            "(height, width, 3 or 1) as an array"
+        )
+    _check_pixels(values.shape[:2], options)
+    native: Values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return native
+
+
+def _as_array(content: Any, options: Options) -> Any:
+    """Decoded pixels as an array (height, width, channels); what is no picture as it is."""
+    if isinstance(content, Image.Image):
+        return np.atleast_3d(_of_pillow(content, options.background))
+    if isinstance(content, torch.Tensor) and content.dim() == 3:
+        return _of_torch(content).transpose(1, 2, 0)
+    return content
+
+
 def _image(content: Any, spec: Spec, options: Options) -> tuple[record.Field, Pixels | None]:
     """An image as a field: of a store, of a file's bytes or of pixels; see `_kept_field` for what goes with it."""
     if isinstance(content, record.Field):
@@ -275,10 +470,7 @@ def _image(content: Any, spec: Spec, options: Options) -> tuple[record.Field, Pi
 
 def _pixels(content: Any, spec: Spec, options: Options) -> Pixels:
     """Decoded pixels as an array (height, width, channels)."""
-    if isinstance(content, Image.Image):
-        content = np.atleast_3d(_of_pillow(content, options.background))
-    elif isinstance(content, torch.Tensor) and content.dim() == 3:
-        content = _of_torch(content).transpose(1, 2, 0)
+    content = _as_array(content, options)
     if not isinstance(content, np.ndarray) or content.dtype != np.uint8 or content.ndim != 3:
         what = f"{content.dtype} {tuple(content.shape)}" if hasattr(content, "shape") else type(content).__name__
         raise SourceError(f"{spec.name!r} is {what}; an image is uint8, (3 or 1, height, width) as a tensor")
@@ -291,9 +483,9 @@ def _pixels(content: Any, spec: Spec, options: Options) -> Pixels:
 
 
 def _of_pillow(picture: Image.Image, background: tuple[int, int, int] | None) -> Pixels:
-    """The pixels of an opened picture, grey or RGB; reading its file may fail only now."""
+    """The pixels of an opened picture, grey (of 16 bits too) or RGB; reading its file may fail only now."""
     try:
-        if picture.mode not in ("L", "RGB"):
+        if picture.mode not in ("L", "RGB", "I;16"):
             on_colour = background is not None and _is_transparent(picture)
             picture = _laid_on(picture, background) if background and on_colour else picture.convert("RGB")
         return np.asarray(picture)
@@ -323,7 +515,7 @@ def _mask(content: Any, whole: Size | None, size: Size | None, source: Source, s
     """The values of a mask, checked against the image's upright size `whole` and the classes, as large as `size`."""
     if isinstance(content, torch.Tensor):
         content = _of_torch(content)
-    values = masks.decode(content, limit) if isinstance(content, bytes) else masks.narrowed(_as_array(content))
+    values = masks.decode(content, limit) if isinstance(content, bytes) else masks.narrowed(_mask_array(content))
     if whole is None or size is None:
         return values
     if values.shape != whole:
@@ -341,7 +533,7 @@ def _mask(content: Any, whole: Size | None, size: Size | None, source: Source, s
     return masks.resized(values, size) if size != whole else values
 
 
-def _as_array(content: Any) -> npt.NDArray[Any]:
+def _mask_array(content: Any) -> npt.NDArray[Any]:
     try:
         return np.asarray(content)
     except Exception as error:  # a damaged file that Pillow has opened, lists of several lengths, ...
@@ -349,7 +541,7 @@ def _as_array(content: Any) -> npt.NDArray[Any]:
 
 
 def _stored_field(store: Store, index: int, options: Options) -> record.Field:
-    """A sample's image field as it lies in a store, without tiles; its checksum is checked."""
+    """A sample's image field as it lies in a store, without a JPEG's tiles; its checksum is checked."""
     column = store.columns.get("image")
     if column is not None:
         pixels = column[index]
@@ -357,7 +549,9 @@ def _stored_field(store: Store, index: int, options: Options) -> record.Field:
             raise DecodeError("the pixels differ from what was packed (checksum mismatch)")
         field = _raw_field(pixels)
     else:
-        field = store[index]["image"]._replace(tiles=b"")
+        field = store[index]["image"]
+        if field.codec != record.BLOCKS:
+            field = field._replace(tiles=b"")
     _check_pixels((field.height, field.width), options)
     return field if options.exif == "apply" else field._replace(orientation=1)
 
@@ -369,6 +563,8 @@ def _identify(data: bytes, options: Options) -> _Facts:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
             transparent = _is_transparent(image)
+            bits = _bits(image, data)
+            gray = _is_gray(image, data) and not (transparent and options.background is not None)
         _check_pixels(size, options)
         if not is_jpeg:
             with _opened(data) as image:
@@ -379,7 +575,26 @@ def _identify(data: bytes, options: Options) -> _Facts:
         raise DecodeError("not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
-    return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1, transparent)
+    return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1, transparent, bits, gray)
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """8 or 16, or 0 for other TIFFs: with a sign, say, or floating. (What has fewer bits is spread over 8.)"""
+    if image.format == "PNG":
+        return 16 if data[_PNG_BITS] == 16 else 8
+    if image.format == "PPM":
+        header = _PPM_HEADER.match(data)
+        return 16 if header is not None and int(header[1]) > 0xFF else 8
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, unsigned = max(tags.get(_BITS_TAG, (1,))), {1} == {*tags.get(_SAMPLE_FORMAT_TAG, (1,))}
+        return 8 if bits <= 8 else 16 if bits == 16 and unsigned else 0
+    return 8
+
+
+def _is_gray(image: Image.Image, data: bytes) -> bool:
+    """Grey with alpha, 16 bits in a PNG, is RGBA to Pillow."""
+    return image.mode in _GRAY or (image.format == "PNG" and data[_PNG_BITS + 1] == _PNG_GRAY_AND_ALPHA)
 
 
 def _check_pixels(size: Size, options: Options) -> None:
@@ -480,7 +695,7 @@ def _encoded_field(pixels: Pixels, options: Options) -> record.Field:
     return record.Field(record.JPEG, data, 1, 3, record.REENCODED, width, height)
 
 
-def _raw_field(pixels: Pixels) -> record.Field:
+def _raw_field(pixels: Values) -> record.Field:
     height, width, channels = pixels.shape
     return record.Field(record.RAW, pixels.tobytes(), 1, channels, record.REENCODED, width, height)
 

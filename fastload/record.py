@@ -12,6 +12,7 @@ All numbers are little-endian and unsigned; nothing is aligned. A record is
                         u8  orientation     EXIF 1 to 8 as the bytes are kept; 0 where the field is no image
                         u8  channels        of the stored image; 0 where the field is no image
                         u8  flags           bit 0: encoded by the packer, not the source's own bytes
+                                            bit 1: of blocks: the values are int16, kept as value + 32768
                         u32 width, u32 height   of the stored frame, before orientation; 0 where no image
                         u32 index length    bytes of this field's tile index
                         u64 payload length
@@ -42,7 +43,7 @@ MAGIC = b"FLR1"
 BYTES, TEXT, JPEG, ENCODED, RAW, BLOCKS, ARRAY = range(7)
 CODEC_NAMES = ("bytes", "text", "jpeg", "encoded", "raw", "blocks", "array")
 IMAGES = range(JPEG, BLOCKS + 1)
-REENCODED = 1
+REENCODED, SIGNED = 1, 2
 
 _HEAD = struct.Struct("<4sHHQ")
 _CHECKED = 8  # the bytes of the head that its checksum covers

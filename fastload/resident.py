@@ -200,6 +200,11 @@ class _Noted(SampleRandom):
 
 def _raw_column(dataset: ImageDataset) -> Column:
     column = dataset.store.columns.get("image")
+    if dataset.image_dtype != np.uint8:
+        raise ValueError(
+            f"device_resident=True takes images of 8 bits, those of {dataset.store.path} are {dataset.image_dtype}; "
+            "leave it out, or pack with `--depth 8 --encode raw`"
+        )
     if column is None or dataset.store.schema.sample != {"tuple": ["image", "label"]}:
         raise ValueError(
             f"device_resident=True takes a store of raw images of one size and labels; {dataset.store.path} is "

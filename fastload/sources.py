@@ -46,10 +46,22 @@ _FILES = {
     "store": "file that `fastload pack` made",
 }
 """What formats need that are no folders."""
+_EITHER = frozenset(("mnist", "tar", "parquet", "dicom"))  # a file, or a folder of them
+_GO_WITH: dict[str, tuple[Format, ...]] = {
+    "root": ("list", "coco"),
+    "image_column": ("list", "parquet"),
+    "label_columns": ("list", "parquet"),
+    "part": ("mnist", "cifar", "parquet"),
+    "label_from": ("dicom",),
+    "header": ("dicom",),
+    "window": ("dicom",),
+    "rescale": ("dicom",),
+}
+"""The formats that an option goes with, where not all of them have it."""
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
 _LOOKED_AT = 32
 _JSON_TRIED = 20  # files at a folder's top, before it is none of labelme's
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")
 
 
 class Item(NamedTuple):
@@ -199,24 +211,28 @@ def open_source(
     is_folder = os.path.isdir(path)
     if is_folder and not os.access(path, os.R_OK | os.X_OK):
         raise SourceError(f"{path} can't be listed; check its permissions")
+    if masks is not None and format not in ("auto", "pairs"):
+        raise SourceError(f"a folder of masks makes pairs, format is {format!r}; leave one of them out")
     if masks is not None:
         format = "pairs"
     if format == "auto":
         format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
     needed = _FILES.get(format, "folder")
-    if is_folder == (needed != "folder") and (is_folder or format not in ("mnist", "tar", "parquet", "dicom")):
+    if format not in _EITHER and is_folder != (needed == "folder"):
         raise SourceError(
             f"{path} is a {'folder' if is_folder else 'file'}, format {format!r} needs "
             f"a {needed}; leave the format out to have it recognised"
         )
-    if (format not in ("list", "parquet") and (image_column, label_columns) != (None, None)) or (
-        root and format not in ("list", "coco")
-    ):
-        raise SourceError("a root and columns go with a list; folders hold their own files")
-    if part is not None and format not in ("mnist", "cifar", "parquet"):
-        raise SourceError(f"part is {part!r}; only MNIST, CIFAR and Parquet files have parts of their own")
-    if format != "dicom" and (label_from, tuple(header), window, rescale) != (None, (), None, False):
-        raise SourceError("label_from, header, window and rescale go with DICOM files")
+    given: dict[str, object] = {
+        **{"root": root and os.fspath(root), "part": part, "image_column": image_column},
+        **{"label_columns": label_columns, "label_from": label_from, "header": tuple(header) or None},
+        **{"window": window, "rescale": rescale or None},
+    }
+    for option, value in given.items():
+        if value is not None and format not in _GO_WITH[option]:
+            raise SourceError(
+                f"{option} is {value!r}; it goes with {', '.join(_GO_WITH[option])}, and {path} is of format {format}"
+            )
     start = os.path.dirname(path) or "." if root is None else os.fspath(root)
     builders: dict[str, Callable[[], Source]] = {
         "folders": lambda: _class_folders(path, ignore),
@@ -364,8 +380,9 @@ def _pairs(path: str, masks: str | None, class_list: str | os.PathLike[str] | No
 def _pair(name: str, image: str, masks: list[str], where: str) -> Item:
     if len(masks) == 1:
         return Item(name, image, mask=masks[0])
-    found = "no mask of this name" if not masks else f"several masks of this name, {masks[0]} and {masks[1]}"
-    return Item(name, image, (), f"there is {found} in {where}" if not masks else f"there are {found}")
+    if masks:
+        return Item(name, image, (), f"there are several masks of this name, {masks[0]} and {masks[1]}")
+    return Item(name, image, (), f"there is no mask of this name in {where}")
 
 
 def _two_folders(path: str) -> tuple[str, str] | None:
@@ -480,10 +497,11 @@ def _list(
         classes = None if class_list is None else labelme.read_classes(class_list)
         return Source("pairs", items, classes, 0, listed.notes, masks={"mask": _ignored(classes)})
     items = [Item(entry.name, os.path.join(root, entry.name), entry.labels, entry.problem) for entry in listed.entries]
-    bare = sum(all(label == -1 or math.isnan(label) for label in item.labels) for item in items if item.problem is None)
+    packed = [item.labels for item in items if item.problem is None]
+    bare = sum(all(label == -1 or math.isnan(label) for label in labels) for labels in packed)
     if bare and listed.label_count:
         listed.notes.append(
-            f"{bare} of {len(items)} samples have no label ({'NaN' if listed.real else -1} in the store)"
+            f"{bare} of {len(packed)} samples have no label ({'NaN' if listed.real else -1} in the store)"
         )
     return Source("list", items, listed.classes, listed.label_count, listed.notes, real=listed.real)
 
@@ -542,11 +560,7 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
     if items and not first:
         why = str(error) if error else found.problems[0]
         raise SourceError(f"{path}: none of the samples looked at can be read; the first: {why}")
-    plain = {name for values in first for name, value in values.items() if value is None or type(value) in (dict, list)}
-    schema = fields.learn(first, dict.fromkeys(plain, "json") | dict(found.kinds)) if first else None
-    assert schema is None or isinstance(schema.sample, dict)
-    names = [spec.name for spec in schema.specs] if schema else []
-    as_pair = names[:1] == ["image"] and names[1:] in (["label"], ["mask"])
+    schema = _learned(first, found.kinds) if first else None
 
     def read(item: Item) -> dict[str, Any]:
         assert item.sample is not None
@@ -555,11 +569,28 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
 
     return Source(
         *(format, items, found.classes, 1, found.notes),
-        schema=schema and schema._replace(sample={"tuple": names} if as_pair else schema.sample),
+        schema=schema and _as_pair(schema),
         masks={spec.name: spec.fill for spec in schema.of_kind("mask")} if schema else {},
         read=read,
         content=found.content,
     )
+
+
+def _learned(samples: Sequence[dict[str, Any]], kinds: Mapping[str, str]) -> Schema:
+    """The schema of dicts whose values are fields each. Pictures and boxes are tensors, whatever they come in."""
+    values = [item for sample in samples for item in sample.items()]
+    plain = {name for name, value in values if value is None or type(value) in (dict, list)}
+    schema = fields.learn(samples, dict.fromkeys(plain, "json") | dict(kinds))
+    types = {"image": "file", "boxes": "tensor"}
+    return schema._replace(specs=tuple(s._replace(type=types.get(s.kind, s.type)) for s in schema.specs))
+
+
+def _as_pair(schema: Schema) -> Schema:
+    """The schema with pairs instead of dicts, where these hold an image and no more than a label or a mask."""
+    names = [spec.name for spec in schema.specs]
+    if names == ["image"]:
+        return schema._replace(sample={"tuple": ["image", "label"]})
+    return schema._replace(sample={"tuple": names}) if names in (["image", "label"], ["image", "mask"]) else schema
 
 
 def _small_images(path: str, found: small_images.SmallImages, format: str) -> Source:

@@ -1,8 +1,9 @@
 """Mean and standard deviation of a store's pixels, and how often each class comes. Exact, by whole numbers alone.
 
-Every image is counted into a histogram of 256 bins a channel, from which all else follows. Counts are added as int64,
-so that the result is the same to the last bit for any number of threads. Images are decoded at full size, whole; raw
-images of one shape are counted block by block, without a look at single samples (or at their checksums: `verify`).
+Every image is counted into a histogram of 256 bins a channel, 65,536 for 16 bits, from which all else follows. Counts
+are added as int64, so that the result is the same to the last bit for any number of threads. Images are decoded at full
+size, whole; raw images of one shape are counted block by block, without a look at single samples (or at their
+checksums: `verify`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from . import decode, masks, record
+from .blocks import Values, as_unsigned
 from .doctor import usable_cores
 from .errors import DecodeError, FastloadError, StoreError
 from .geometry import Plan, upright_size
 from .jpeg import Pixels
 from .store import Column, Store
+from .transforms import full_scale
 from .workers import ordered_map
 
 Counts = npt.NDArray[np.int64]
@@ -38,7 +42,8 @@ class Statistics:
     """What the images of a store have in common.
 
     samples, pixels: how many were counted. mean, std: for each channel, over all pixels of all images, of values in
-    [0, 1], as Normalize takes them; std is that of the population. min, max: for each channel, 0 to 255. failures: how
+    [0, 1], as Normalize takes them (of int16 the values themselves); std is that of the population. min, max: for each
+    channel, in the images' own units: 0 to 255, or what 16 bits hold. failures: how
     many samples can't be decoded; they are left out of all the rest. counted: what `class_counts` counts, by name or,
     where classes have no names, by number: "samples" (one with several labels counts for each), or, where there are
     masks, "pixels" of each value, without what lies outside. Real-valued labels and unlabelled samples count for none.
@@ -56,7 +61,7 @@ class Statistics:
 
 
 class _Part(NamedTuple):
-    """What was counted in some samples: the image's values, (channels, 256), None if it failed; the mask's."""
+    """What was counted in some samples: the image's values, (channels, bins), None if it failed; the mask's."""
 
     samples: int
     image: Counts | None
@@ -84,8 +89,8 @@ def statistics(
     store = Store(path)
     if store.schema.image is None:
         raise StoreError(f"{store.path} has no images; its fields are {', '.join(s.name for s in store.schema.specs)}")
-    column = store.columns.get("image")
-    pixels = np.zeros((3 if column is None else column.shape[2], 256), np.int64)
+    dtype = store.image_dtype
+    pixels = np.zeros((store.image_channels, 1 << 8 * dtype.itemsize), np.int64)
     mask_values = np.zeros(1 << 16, np.int64)
     failed: list[int] = []
     done = 0
@@ -105,15 +110,16 @@ def statistics(
     by_pixel = "mask" in store.masks
     if by_pixel:
         mask_values[store.masks["mask"]] = 0
-    channels = [_moments(counts) for counts in pixels.tolist()]
+    lowest, scale = int(np.iinfo(dtype).min), full_scale(getattr(torch, dtype.name))
+    channels = [_moments(counts, lowest, scale) for counts in pixels.tolist()]
     filled = [np.nonzero(counts)[0] for counts in pixels]
     return Statistics(
         samples=len(store) - len(failed),
         pixels=int(pixels[0].sum()),
         mean=tuple(mean for mean, _ in channels),
         std=tuple(std for _, std in channels),
-        min=tuple(int(values[0]) for values in filled),
-        max=tuple(int(values[-1]) for values in filled),
+        min=tuple(lowest + int(values[0]) for values in filled),
+        max=tuple(lowest + int(values[-1]) for values in filled),
         failures=len(failed),
         counted="pixels" if by_pixel else "samples",
         class_counts=_named(store.classes, _nonzero(mask_values) if by_pixel else _label_counts(store, failed)),
@@ -146,19 +152,22 @@ def _of_sample(store: Store, index: int) -> _Part:
         size = tuple(store.columns["size"].view(index).tolist())
         column = store.columns.get("image")
         fields = dict(zip(store.field_names, record.parse(store.view(index)), strict=False))
-        image = histogram(_pixels(fields["image"], size) if column is None else column.view(index))
+        image = histogram(_pixels(store, fields["image"], size) if column is None else column.view(index))
         mask = _mask_values(store, index, fields["mask"], size) if "mask" in store.masks else nothing
     except (FastloadError, KeyError):
         return _Part(1, None, nothing)
     return _Part(1, image, mask)
 
 
-def _pixels(field: record.Field, size: tuple[int, ...]) -> Pixels:
+def _pixels(store: Store, field: record.Field, size: tuple[int, ...]) -> Values:
     """A stored image, not turned upright: that changes no count."""
     if upright_size((field.height, field.width), field.orientation) != size:
         raise DecodeError(f"the record says {field.width} x {field.height} pixels, the size column another size")
     field.verify()
-    return decode.pixels(field)
+    pixels = decode.with_channels(decode.pixels(field), store.image_channels)
+    if pixels.dtype != store.image_dtype or pixels.shape[2] != store.image_channels:
+        raise DecodeError(f"the record holds {pixels.dtype}, the store's images are {store.image_dtype}")
+    return pixels
 
 
 def _mask_values(store: Store, index: int, field: record.Field, size: tuple[int, ...]) -> Counts:
@@ -170,7 +179,9 @@ def _mask_values(store: Store, index: int, field: record.Field, size: tuple[int,
 
 
 def histogram(values: npt.NDArray[Any]) -> Counts:
-    """How often each value of uint8 or uint16 comes in each channel, the last axis: (channels, 256 or 65536)."""
+    """How often each value comes in each channel, the last axis: (channels, 256 or 65536), the lowest value first."""
+    if values.dtype == np.int16:
+        values = as_unsigned(values)
     bins = 1 << 8 * values.itemsize
     flat = np.ascontiguousarray(values).reshape(-1, 1, values.shape[-1])
     counts = np.zeros((flat.shape[2], bins), np.int64)
@@ -181,12 +192,15 @@ def histogram(values: npt.NDArray[Any]) -> Counts:
     return counts
 
 
-def _moments(counts: list[int]) -> tuple[float, float]:
-    """Mean and standard deviation in [0, 1]; Python's whole numbers don't overflow, and it divides them exactly."""
+def _moments(counts: list[int], lowest: int, scale: int) -> tuple[float, float]:
+    """Mean and standard deviation of values / scale. Python's whole numbers don't overflow, and it divides exactly.
+
+    counts: of the values from `lowest` on.
+    """
     n = sum(counts)
-    total = sum(value * count for value, count in enumerate(counts))
-    squares = sum(value * value * count for value, count in enumerate(counts))
-    return total / (255 * n), math.sqrt((n * squares - total * total) / (255 * n) ** 2)
+    total = sum(value * count for value, count in enumerate(counts, lowest))
+    squares = sum(value * value * count for value, count in enumerate(counts, lowest))
+    return total / (scale * n), math.sqrt((n * squares - total * total) / (scale * n) ** 2)
 
 
 def _label_counts(store: Store, failed: list[int]) -> dict[int, int]:

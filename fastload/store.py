@@ -9,6 +9,9 @@ Two named databases. `samples` maps an 8-byte big-endian index to a record (see 
 The manifest's `fields` are those of a record in their order, its name last, and between them those that lie in columns
 (`label` needs no entry); `sample` is the tree that they make (see `fields`).
 
+Where images have 16 bits all of them do, and lie in the records as blocks: the field `image` then has "dtype", "uint16"
+or "int16", and "channels" where it is not 3. Without a dtype images are uint8.
+
 Columns hold what is one fixed size per sample: `label`, `size` (upright height and width), `bytes` and `checksum` of
 the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
 (the largest value of each mask, and its payload's checksum), the images themselves where all of them are raw and of
@@ -241,6 +244,7 @@ class Store:
         classes: class names by label, or by value of the mask, or None where these have no names.
         schema: what a sample consists of (see `fields`).
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
+        image_dtype: the NumPy type of the images: uint8, uint16 or int16.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
 
     Raises:
@@ -265,11 +269,19 @@ class Store:
         self.field_names: list[str] = [entry["name"] for entry in entries if entry["in"] == "record"]
         self.schema = Schema.of_manifest(self.manifest)
         self.masks: dict[str, int] = {spec.name: spec.fill for spec in self.schema.of_kind("mask")}
+        image = self.schema.image
+        self.image_dtype: np.dtype[Any] = np.dtype("uint8" if image is None else image.dtype or "uint8")
         self._count: int = self.manifest["count"]
         self.columns = {
             name: Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
             for name, c in self.manifest["columns"].items()
         }
+
+    @property
+    def image_channels(self) -> int:
+        """1 for grey images that are stored raw, in a column, with 16 bits, or were packed as such, else 3."""
+        column, image = self.columns.get("image"), self.schema.image
+        return int(column.shape[2]) if column is not None else 3 if image is None else image.channels
 
     def __len__(self) -> int:
         return self._count
@@ -429,11 +441,12 @@ def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
         and isinstance(field["name"], str)
         and field["kind"] in KINDS
         and field.get("type", "") in TYPES
-        and _FIELD_DTYPE.fullmatch(field.get("dtype", "")) is not None
+        and (
+            _is_image(field) if field["kind"] == "image" else _FIELD_DTYPE.fullmatch(field.get("dtype", "")) is not None
+        )
         and (column is None or (field["in"] == "column" and column in columns))
         and (field["in"] == "record" or in_column or field["name"] == "image")
         and (not in_column or (column is not None and _fits(field, columns[column])))
-        and field.get("channels", 3) in (1, 3)
         and isinstance(shape, list)
         and all(_is_count(n, 1 << 32) for n in shape)
         and _is_count(field.get("fill", 0), 1 << 16)
@@ -449,6 +462,13 @@ def _fits(field: dict[str, Any], column: dict[str, Any]) -> bool:
     if type_ in ("scalar", "numpy", "tensor"):
         return dtype != "" and (not is_label or np.dtype(dtype).kind in "if")
     return type_ in ("int", "bool", "float") or (type_ == "" and is_label)
+
+
+def _is_image(field: dict[str, Any]) -> bool:
+    """Whether a field of images is of 8 bits, or lies in the records; with sane channels."""
+    dtype, channels = field.get("dtype", ""), field.get("channels", 3)
+    deep = dtype in ("uint16", "int16") and field["in"] == "record"
+    return (dtype in ("", "uint8") or deep) and type(channels) is int and channels in (1, 3)
 
 
 def _is_other(field: dict[str, Any]) -> bool:

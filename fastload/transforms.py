@@ -25,6 +25,9 @@ from . import geometry
 from .geometry import Box, Plan, Size
 from .order import SampleRandom
 
+PIXELS = (torch.uint8, torch.uint16, torch.int16)
+"""What images are before they are normalised."""
+
 MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -186,9 +189,9 @@ class RandomHorizontalFlip:
 
 
 class Normalize:
-    """(x / 255 - mean) / std per channel, to `dtype`.
+    """(x / 255 - mean) / std per channel, to `dtype`; uint16 is divided by 65535, int16 is taken as it is.
 
-    Takes uint8 tensors (..., 3, height, width) and gives floating ones: four times the bytes. Where there is an
+    Takes tensors (..., 3, height, width) and gives floating ones: of uint8 four times the bytes. Where there is an
     accelerator, leave it to `DevicePrefetcher(mean=, std=)`, which does it there after the copy.
     """
 
@@ -281,7 +284,8 @@ def normalize(
     The arithmetic is `images * scale + bias` in float32.
 
     Args:
-        images: `(..., C, H, W)`, uint8 (divided by 255 first) or floating (taken as it is).
+        images: `(..., C, H, W)`, uint8 (divided by 255 first), uint16 (by 65535), int16 or floating (taken as they
+            are: int16 are physical values, of CT scans say).
         mean, std: C numbers each, in units of [0, 1] as in torchvision; both None mean 0 and 1.
         dtype: floating type of the result.
         memory_format: layout of the result; `torch.channels_last` needs 4 dimensions.
@@ -291,15 +295,17 @@ def normalize(
     >>> normalize(torch.zeros(1, 2, 2, dtype=torch.uint8), [0.5], [0.25]).tolist()
     [[[-2.0, -2.0], [-2.0, -2.0]]]
     """
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"images are {images.dtype}, but only uint8 and floating types can be normalised")
+    if images.dtype not in PIXELS and not images.is_floating_point():
+        raise TypeError(
+            f"images are {images.dtype}, but only uint8, uint16, int16 and floating types can be normalised"
+        )
     mean_and_std = check_mean_and_std(mean, std)
     if mean is not None and (images.dim() < 3 or images.shape[-3] != len(mean)):
         raise ValueError(
             f"images of shape {tuple(images.shape)} don't have the {len(mean)} channels of mean {tuple(mean)} at "
             "(..., C, H, W); uint8 masks in a batch are left alone as (N, H, W) or in another type"
         )
-    scale, bias = _scale_and_bias(mean_and_std, 255 if images.dtype == torch.uint8 else 1, images.device)
+    scale, bias = _scale_and_bias(mean_and_std, full_scale(images.dtype), images.device)
     result = torch.empty_like(images, dtype=dtype, memory_format=memory_format)
     if not images.is_cpu:
         return torch.addcmul(bias, images, scale, out=result)  # one kernel reads `images` and writes `result`
@@ -314,6 +320,11 @@ def normalize(
     else:
         values.mul_(scale).add_(bias)
     return result if values is result else result.copy_(values)
+
+
+def full_scale(dtype: torch.dtype) -> int:
+    """What pixels of this type are divided by, so that 1 is white; 1 for those that are taken as they are."""
+    return {torch.uint8: 255, torch.uint16: 65535}.get(dtype, 1)
 
 
 @functools.cache

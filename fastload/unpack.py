@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from . import blocks, decode, record
+from .blocks import Values
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .fields import Spec, restore
 from .member_values import IMAGES, is_known
@@ -55,7 +56,8 @@ def unpack(
     """Write the samples of a store to files.
 
     Kept files come back byte for byte, re-cut JPEGs as JPEGs of the same pixels, with their EXIF data and profiles.
-    Images that were re-encoded get the suffix of what they are; raw ones are written as PNG.
+    Images that were re-encoded get the suffix of what they are; raw ones are written as PNG, those of 16 bits too,
+    upright, with the same values. PNG has no negative ones: int16 images are written as .npy, which `numpy.load` reads.
 
     `folder`: `target` is a new or empty folder, where images get the names that they had. A store that was packed from
     a list also gets `labels.tsv`, which `fastload pack` reads. Where there are masks, images go to `images`, and masks,
@@ -177,9 +179,12 @@ def _image(store: Store, index: int, fields: Record) -> tuple[bytes, str | None]
             raise ChecksumError(f"sample {index} ({fields.name}): the pixels differ from what was packed (checksum)")
         return _png(pixels), ".png"
     image = fields["image"]
-    if image.codec == record.RAW:
+    if image.codec in (record.RAW, record.BLOCKS):
         try:
-            return _png(decode.pixels(image)), ".png"
+            pixels = decode.upright(image)
+            if pixels.dtype == np.int16:
+                return _npy(pixels[..., 0] if pixels.shape[2] == 1 else pixels), ".npy"
+            return _png(pixels), ".png"
         except DecodeError as error:
             raise StoreError(f"sample {index} ({fields.name}): {error}") from error
     suffix = (".jpg" if image.codec == record.JPEG else ".png") if image.flags & record.REENCODED else None
@@ -269,7 +274,7 @@ class _Shards(contextlib.AbstractContextManager["_Shards"]):
         members = {f"{field}.png": mask for field, mask in sample.masks.items()} | sample.others
         if sample.image:
             own = PurePosixPath(name).suffix.lower()
-            image = own[1:] if own[1:] in IMAGES else _suffix_of(sample.image)[1:]
+            image = own[1:] if own[1:] in (*IMAGES, "npy") else _suffix_of(sample.image)[1:]
             members = {image: sample.image} | members
         if self._several:
             numbers = [None if math.isnan(label) else label for label in sample.labels]
@@ -329,7 +334,7 @@ def _lines(texts: Sequence[str]) -> bytes:
     return "".join(text + "\n" for text in texts).encode("utf-8", "surrogateescape")
 
 
-def _png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
+def _png(pixels: Values) -> bytes:
     return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()  # OpenCV's order is BGR
 
 

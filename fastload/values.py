@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from . import arrays, boxes, decode, fields, record
+from .blocks import Values
 from .errors import DecodeError
 from .fields import Spec
 from .geometry import Plan
-from .jpeg import Pixels
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -37,7 +37,7 @@ class Value:
             ChecksumError, DecodeError: it is damaged.
         """
         if self.spec.kind == "image":
-            return as_type(decode.upright(field)[..., : self.spec.channels], self.image_type)
+            return as_type(decode.with_channels(decode.upright(field), self.spec.channels), self.image_type)
         field.verify()
         if self.spec.kind == "boxes":
             return self._boxes(arrays.read(field), plans)
@@ -65,7 +65,7 @@ def packed_type(spec: Spec | None) -> ImageType:
     return spec.type if spec is not None and spec.type in ("numpy", "pil") else "tensor"  # type: ignore[return-value]
 
 
-def as_type(picture: Pixels, image_type: ImageType) -> torch.Tensor | Pixels | PIL.Image.Image:
+def as_type(picture: Values, image_type: ImageType) -> torch.Tensor | Values | PIL.Image.Image:
     """A picture (height, width, channels) as a tensor, channels first, as it is, or as Pillow has it."""
     if image_type == "tensor":
         return torch.from_numpy(picture).permute(2, 0, 1)

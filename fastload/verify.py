@@ -124,5 +124,7 @@ def _check_image(store: Store, index: int, sample: Record, decode_image: bool) -
         raise DecodeError(f"the record says {image.width} x {image.height} pixels, the size column another size")
     if decode_image:
         pixels = decode.pixels(image, keep=True)
-        if image.tiles and not decode.tiles_show(image, pixels):
+        if pixels.dtype != store.image_dtype:
+            raise DecodeError(f"the record holds {pixels.dtype}, the store's images are {store.image_dtype}")
+        if image.codec == record.JPEG and image.tiles and not decode.tiles_show(image, pixels):
             raise DecodeError("its tiles decode to other pixels than the whole image")

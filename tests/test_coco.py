@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -95,7 +96,7 @@ def test_boxes_and_labels_lie_beside_their_images(tmp_path: Path) -> None:
         assert list(sample) == ["image", "boxes", "labels"]
         assert isinstance(sample["image"], EncodedImage)
         assert sample["image"] == IMAGE
-        assert (sample["boxes"].dtype, sample["labels"].dtype) == (np.float32, np.int64)
+        assert (sample["boxes"].dtype, sample["labels"].dtype) == (np.float32, torch.int64)
         assert (sample["boxes"].shape, sample["labels"].shape) == ((len(boxes), 4), (len(labels),))
         assert (sample["boxes"].tolist(), sample["labels"].tolist()) == (boxes, labels)
 

@@ -12,7 +12,7 @@ from fastload import doctor
 from fastload.doctor import Finding, diagnose, usable_cores
 
 ROWS = ["python", "platform", "fastload", "torch", "numpy", "opencv", "simplejpeg", "lmdb", "pillow"]
-ROWS += ["numba", "PyTurboJPEG", "nvidia-ml-py", "matplotlib"]
+ROWS += ["numba", "PyTurboJPEG", "nvidia-ml-py", "matplotlib", "pydicom", "pyarrow"]
 ROWS += ["cores", "memory", "shared memory", "CUDA", "GIL", "open files"]
 
 
@@ -213,7 +213,12 @@ def test_a_library_from_another_package_is_no_fault(tmp_path: Path, monkeypatch:
 def test_an_optional_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Absent is a warning that names the extra; present but broken is told."""
     row = doctor._optional("fastload_absent", "absent-package", "plot", "plots")("matplotlib")
-    assert row == Finding("matplotlib", "not installed (optional)", "warn", 'for plots: pip install "fastload[plot]"')
+    assert row == Finding(
+        "matplotlib",
+        "not installed (optional)",
+        "warn",
+        'for plots: pip install "fastload[plot]"',
+    )
     tree(tmp_path, {"fastload_lame.py": "import fastload_absent"})
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="fastload_absent"):

@@ -555,7 +555,7 @@ def test_a_part_of_mnist(run: Run, mnist_folder: Path, tmp_path: Path, part: str
 
 def test_parts_that_are_not_there(run: Run, mnist_folder: Path, photos: Path, tmp_path: Path) -> None:
     """Other names, and sources without parts, are refused in words."""
-    for source, words in ((mnist_folder, ["'val'", "train, test"]), (photos, ["'val'", "MNIST and CIFAR"])):
+    for source, words in ((mnist_folder, ["'val'", "train, test"]), (photos, ["'val'", "mnist, cifar, parquet"])):
         status, _, err = run("pack", source, tmp_path / "db.lmdb", "--split", "val")
         assert status == 2
         assert all(word in err for word in words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ TAKEN = "names are taken from the column {!r}, labels from {}; --image-column an
     [
         ("a.jpg 0 10\nb.jpg 3", {"a.jpg": (0, 10), "b.jpg": (3, -1)}),
         ('"my cat.jpg" 3\n"a.jpg" 1', {"my cat.jpg": (3,), "a.jpg": (1,)}),
+        ("'my cat.jpg' 3\n'a.jpg' 1", {"my cat.jpg": (3,), "a.jpg": (1,)}),
+        ("a.jpg 1 # isn't, it?\nb.jpg 2\nmy cat.jpg 3 # 4", {"a.jpg": (1,), "b.jpg": (2,), "my cat.jpg": (3,)}),
         ("a.jpg;1\nb.jpg;2", {"a.jpg": (1,), "b.jpg": (2,)}),
         ("a.jpg,,5\nb.jpg,1,", {"a.jpg": (5,), "b.jpg": (1,)}),
         ("a.jpg 0.5\nb.jpg 2\nc.jpg -1e-3", {"a.jpg": (0.5,), "b.jpg": (2.0,), "c.jpg": (-0.001,)}),
@@ -94,6 +97,92 @@ def test_infinity_in_json_is_no_label(tmp_path: Path) -> None:
     ]
 
 
+# ---- classes
+
+
+def test_several_classes_in_a_line_are_noted(tmp_path: Path) -> None:
+    """They may have been meant as one: the note names a line that has most, and one that has fewest."""
+    advice = "if they are one name, put it in quotes"
+    found = listed(tmp_path, "a.jpg ant\nb.jpg polar bear\nnone.jpg a b c")
+    assert found.notes == [f"lines have several classes: line 2 has 'polar', 'bear', line 1 has 'ant'; {advice}"]
+    found = listed(tmp_path, "a.jpg polar bear\nb.jpg brown bear")
+    assert found.notes == [f"lines have several classes: line 1 has 'polar', 'bear'; {advice}"]
+    assert listed(tmp_path, '{"f": "a.jpg", "y": ["ant", "bee"]}').notes == [TAKEN.format("f", "'y'")]
+
+
+@pytest.mark.parametrize(
+    "text", ['a.jpg, ant\nb.jpg, "polar bear"', 'a.jpg ant\nb.jpg "polar bear"', "a.jpg ant\nb.jpg 'polar bear'"]
+)
+def test_a_class_in_quotes_may_have_spaces(tmp_path: Path, text: str) -> None:
+    """Also after a comma and a space; two quotes in it are one."""
+    found = listed(tmp_path, text)
+    assert (found.classes, found.notes) == (["ant", "polar bear"], [])
+    assert listed(tmp_path, 'a.jpg "the ""polar"" bear"').classes == ['the "polar" bear']
+
+
+def test_hashes_without_spaces_around_them_are_labels(tmp_path: Path) -> None:
+    """A character, or a tag; what is in quotes is never a comment."""
+    assert listed(tmp_path, "a.jpg #\nb.jpg #cat\nc.jpg '# x'").classes == ["#", "# x", "#cat"]
+
+
+def test_line_ends_in_cells_are_kept(tmp_path: Path) -> None:
+    """As CSV has them, with a header."""
+    assert listed(tmp_path, 'file,label\na.jpg,"a\r\nb"\nb.jpg,ab').classes == ["a\nb", "ab"]
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("a.jpg\t0,5\nb.jpg\t1,5", "a class is named '0,5'; write decimals with a point"),
+        ("a.jpg Käse".encode("latin-1"), r"a class is named 'K\udce4se'; save the list as UTF-8"),
+    ],
+)
+def test_classes_that_are_hardly_meant_are_noted(tmp_path: Path, text: str | bytes, note: str) -> None:
+    """Decimal commas, another encoding."""
+    assert listed(tmp_path, text).notes == [note]
+
+
+# ---- lines that can't be packed
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (
+            "b.jpg,0,5",
+            "no such file {}b.jpg,0,5; there is b.jpg: use one separator throughout, and decimal points",
+        ),
+        (
+            "b.jpg;0.5",
+            "no such file {}b.jpg;0.5; there is b.jpg: use one separator throughout, and decimal points",
+        ),
+        ("0 b.jpg", "no such file {}0; name and label look swapped, --image-column says where the names are"),
+        ("none.jpg b.jpg ant bee", "no such file {}none.jpg"),
+        ("k\udce4.jpg 2", "no such file {}k\udce4.jpg; save the list as UTF-8"),
+        ("foo bar", "no such file {}foo"),
+        ("b.jpg 2 #more of it", "label '#more' is not a number, as the others are"),
+        ("b.jpg 2 #", "label '#' is not a number, as the others are"),
+        ("b.jpg " + "9" * 19, f"label '{'9' * 19}' doesn't fit into 64 bits"),
+        ("b.jpg -" + "9" * 5000, f"label '-{'9' * 198} ... {'9' * 59}' doesn't fit into 64 bits"),
+    ],
+    ids=lambda value: value[:9],
+)
+def test_reasons_say_what_is_likely_wrong(tmp_path: Path, bad: str, why: str) -> None:
+    """And a bad line makes the others no longer, and no classes of them."""
+    found = listed(tmp_path, f"a.jpg 1\n{bad}\nc.jpg {2**63 - 1}".encode("utf-8", "surrogateescape"))
+    assert problems_of(found) == {2: "line 2: " + why.format(f"{tmp_path}{os.sep}")}
+    assert labels_of(found) == {"a.jpg": (1,), "c.jpg": (2**63 - 1,)}
+
+
+def test_a_first_line_that_may_be_a_header_says_so(tmp_path: Path) -> None:
+    """It becomes one when the column of names is named."""
+    text = "foo,bar\na.jpg,1\nb.jpg,2"
+    hint = "if this line is a header, name its column of files with --image-column"
+    assert problems_of(listed(tmp_path, text)) == {1: f"line 1: no such file {tmp_path / 'foo'}; {hint}"}
+    assert labels_of(listed(tmp_path, text, image_column="foo")) == {"a.jpg": (1,), "b.jpg": (2,)}
+    assert problems_of(listed(tmp_path, "foo,0\na.jpg,1")) == {1: f"line 1: no such file {tmp_path / 'foo'}"}
+
+
 # ---- headers and columns
 
 
@@ -105,6 +194,8 @@ def test_infinity_in_json_is_no_label(tmp_path: Path) -> None:
         ("filename label\na.jpg ant", "filename", "'label'", {"a.jpg": (0,)}),
         ("id,image_path,Class,split\n7,a.jpg,ant,val", "image_path", "'Class'", {"a.jpg": (0,)}),
         ("path,x,y\na.jpg,,0.5\nb.jpg,1,2", "path", "'x', 'y'", {"b.jpg": (1.0, 2.0)}),
+        ("x,class\na.jpg,ant\nb.jpg,bee", "x", "'class'", {"a.jpg": (0,), "b.jpg": (1,)}),
+        ("fname split\na.jpg ant\nb.jpg bee", "fname", "'split'", {"a.jpg": (0,), "b.jpg": (1,)}),
         ("# a comment\n\nimg\na.jpg\n", "img", "none", {"a.jpg": ()}),
         ('file,label,note\na.jpg,1,"two\nlines, # and ""more"""\nb.jpg,2,', "file", "'label'", {"a.jpg": (1,)}),
     ],
@@ -119,7 +210,7 @@ def test_headers_are_recognised(
     assert expected.items() <= labels_of(found).items()
 
 
-@pytest.mark.parametrize("first", ["cat.png,ant", "image,1", "photo of mine,ant", "a.jpg,image", "thing,label"])
+@pytest.mark.parametrize("first", ["cat.png,ant", "image,1", "photo of mine,ant", "a.jpg,image", "thing,other"])
 def test_what_may_be_no_header_is_a_row(tmp_path: Path, first: str) -> None:
     """A first line whose file is missing is not taken for a header."""
     found = listed(tmp_path, f"{first}\nb.jpg,bee\nc.jpg,ant\n")
@@ -188,6 +279,16 @@ def test_repeated_lines_are_taken_once(tmp_path: Path) -> None:
     assert found.notes == ["2 lines repeat earlier ones and are left out: line 3 repeats line 1, line 4 repeats line 1"]
 
 
+def test_absolute_and_relative_names_are_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the list's folder is seen from."""
+    listed(tmp_path, f"a.jpg 1\n{tmp_path / 'a.jpg'} 2\n{tmp_path / '.' / 'b.jpg'} 3\nb.jpg 3\nc.jpg 4")
+    monkeypatch.chdir(tmp_path)
+    for root in (str(tmp_path), "."):
+        found = read_list("list.txt", root)
+        assert problems_of(found) == dict.fromkeys((1, 2), "line 1 says 1, line 2 says 2")
+        assert found.notes == ["1 line repeats an earlier one and is left out: line 4 repeats line 3"]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -211,17 +312,20 @@ def test_lines_that_contradict_each_other_are_left_out(tmp_path: Path, text: str
     ("text", "message"),
     [
         ("a.jpg 1\n\0", r"is not a text file; .* \(line 2 has bytes"),
-        (b"\xff\xfea\0.\0", r"is not a text file; .* \(line 1 has bytes"),
+        ("a.jpg 1\n".encode("utf-16"), "is a text file in UTF-16; save it as UTF-8"),
         ("a.jpg 1\nb.jpg " + "x" * (1 << 24), "line 2: longer than 16,777,216 characters"),
         ('{"f": "a.jpg"}\n{"f": ' + "[" * 100_000, "line 2: no JSON: (nested too deep|.*maximum)"),
         ('{"f": "a.jpg"}\n{"f": 1', "line 2: no JSON: .*; each line has to be one object, as"),
-        ('{"f": "a.jpg"}\n[1]', "line 2: no JSON object; each line has to be one object, as"),
+        ('{"f": "a.jpg"}\n1', "line 2: no JSON object; each line has to be one object, as"),
+        ('{"f": "a.jpg"}\n[1]', "line 2: a JSON array; each line has to be one object, as"),
+        ('[\n  {"f": "a.jpg"}\n]', "line 1: a JSON array; each line has to be one object"),
+        ('[{"f": "a.jpg"}]', "line 1: a JSON array; each line has to be one object"),
         ('{\n"f": "a.jpg"\n}', "line 1: no JSON: .*; each line has to be one object"),
         ('{"f": "\\u0000"}', "none of its columns 'f' names a file"),
         ("a.jpg 1\n" * 2000 + "b.jpg" + " 1" * 100_000, "line 2001: 100,000 labels, far more"),
         ("x y " * 100_000, "no such file"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_nonsense_is_an_error_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     """At once, and without taking memory."""
@@ -255,7 +359,9 @@ values = st.recursive(
     max_leaves=4,
 )
 objects = st.lists(st.dictionaries(st.sampled_from(["f", "y", "label", ""]), values, max_size=4), max_size=5)
-pieces = st.lists(st.sampled_from([*FILES, "image", "label", "1", "0.5", " ", ",", "\t", "\n", '"', "#", "x", "\r"]))
+pieces = st.lists(
+    st.sampled_from([*FILES, "image", "label", "1", "0.5", " ", ",", "\t", "\n", '"', "'", "#", "x", "\r"])
+)
 texts = objects.map(lambda found: "\n".join(map(json.dumps, found)).encode()) | pieces.map(
     lambda p: "".join(p).encode()
 )

@@ -19,7 +19,7 @@ LAYERS = (
     "store store_writer sources labelme coco pickles small_images label_lists tar_members member_values tar_shards "
     "parquet arrow_values hub_files dicom dicom_images dicom_values splits workers transforms cache failures "
     "worker_info",
-    "decode show pictures",
+    "resize decode show pictures",
     "prepare torch_datasets",
     "pack",
     "values",

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gzip
 import inspect
+import io
 import json
 import os
 import re
 import shlex
 import struct
+import tarfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+import pydicom
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -101,8 +106,40 @@ def other_data(where_images_are: Path) -> None:
         mask.save(Path("outlines", image.stem + ".png"))
 
 
+@pytest.fixture
+def dict_data(where_images_are: Path) -> None:
+    """What becomes dicts: COCO's list, shards, Parquet files, DICOM, and a dataset of one's own."""
+    images = sorted(Path("images").rglob("*.jpg"))[:4]
+    for folder in ("shards", "hub", "ct"):
+        Path(folder).mkdir()
+    about = [{"id": i, "file_name": f"a/{image.name}", "height": 48, "width": 64} for i, image in enumerate(images)]
+    found = [{"id": 0, "image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 20]}]
+    lists = {"images": about, "annotations": found, "categories": [{"id": 3, "name": "cat"}]}
+    Path("instances.json").write_text(json.dumps(lists))
+    for number in range(2):
+        with tarfile.open(f"shards/train-{number:06d}.tar", "w") as shard:
+            for image in images[2 * number : 2 * number + 2]:
+                for extension, content in (("jpg", image.read_bytes()), ("cls", b"0")):
+                    member = tarfile.TarInfo(f"{image.stem}.{extension}")
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+    rows = [{"bytes": image.read_bytes(), "path": image.name} for image in images]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": rows, "label": [0, 1, 0, 1]}), "hub/train-00000-of-00001.parquet"
+    )
+    scan = pydicom.Dataset()
+    scan.file_meta = pydicom.dataset.FileMetaDataset()
+    scan.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    scan.SOPClassUID, scan.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
+    scan.Modality, scan.PhotometricInterpretation, scan.SamplesPerPixel = "CT", "MONOCHROME2", 1
+    scan.Rows, scan.Columns, scan.BitsAllocated, scan.BitsStored, scan.HighBit = 8, 8, 16, 12, 11
+    scan.PixelRepresentation, scan.PixelData = 0, bytes(128)
+    scan.save_as("ct/0.dcm", enforce_file_format=True)
+    Path("mydata.py").write_text("def make():\n    return [([i], str(i)) for i in range(3)]\n")
+
+
 def test_the_blocks_run(
-    other_data: None, fastload_command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+    other_data: None, dict_data: None, fastload_command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From top to bottom in one folder: the sh blocks pack `images/` into `db.lmdb`, the Python blocks load it."""
     names: dict[str, Any] = {}
@@ -126,9 +163,14 @@ def test_the_blocks_run(
     assert len(fastload.Store("db.lmdb")) == 70
     assert names["mask"].shape == (64, 64)
     assert names["targets"].dtype == torch.int64
-    assert set(names["sample"]) == {"image", "mask", "instances"}
-    assert names["sample"]["mask"].unique().tolist() == [0, 1, 255]
+    assert set(names["traced"]) == {"image", "mask", "instances"}
+    assert names["traced"]["mask"].unique().tolist() == [0, 1, 255]
     assert names["xy"].tolist() == [0.5, 0.0]
+    assert names["sample"]["photo"].shape == (3, 32, 32)
+    assert names["sample"]["boxes"].tolist() == [[0.0, 0.0, 16.0, 16.0]] * 3
+    assert names["sample"]["wave"].tolist() == [0.0] * 16
+    assert len(fastload.Store("shards.lmdb")) == len(fastload.Store("boxes.lmdb")) == 4
+    assert fastload.Store("ct.lmdb").classes == ["CT"]
     assert names["estimate"].parameters == 407080
     assert Path("first.png").stat().st_size > 1000
     device = "cuda" if torch.cuda.is_available() else "cpu"

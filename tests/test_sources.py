@@ -109,7 +109,7 @@ def test_formats_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             open_source(tmp_path / "list.txt", format)
     with pytest.raises(SourceError, match="format is 'zip'; it may be one of auto, folders, flat, list"):
         open_source(tmp_path, "zip")  # type: ignore[arg-type]
-    with pytest.raises(SourceError, match="a root and columns go with a list"):
+    with pytest.raises(SourceError, match=r"root is .*; it goes with list, coco, and .* is of format flat"):
         open_source(tmp_path, root=tmp_path)
 
 
@@ -334,10 +334,11 @@ def test_lists_are_read(tmp_path: Path, text: str, expected: dict[str, tuple[int
 @pytest.mark.parametrize("delimiter", [" ", "\t", ","])
 def test_several_labels_are_padded_to_the_longest_line(tmp_path: Path, delimiter: str) -> None:
     """Ragged labels end in -1; a line without any is all -1."""
-    text = "\n".join(delimiter.join(line.split()) for line in ("a.jpg 3", "b.jpg 1 2 0", "c.jpg"))
+    text = "\n".join(delimiter.join(line.split()) for line in ("a.jpg 3", "b.jpg 1 2 0", "c.jpg", "d.jpg 1"))
     source = list_of(tmp_path, text)
     assert source.label_count == 3
     assert labelled(source) == {"a.jpg": (3, -1, -1), "b.jpg": (1, 2, 0), "c.jpg": (-1, -1, -1)}
+    assert source.notes == ["1 of 3 samples have no label (-1 in the store)"]
 
 
 def test_class_names_become_numbers_in_sorted_order(tmp_path: Path) -> None:
@@ -348,7 +349,7 @@ def test_class_names_become_numbers_in_sorted_order(tmp_path: Path) -> None:
     assert (source.classes, labelled(source)) == (["ant", "polar bear"], {"a.jpg": (1, -1), "b.jpg": (0, 1)})
 
 
-@pytest.mark.parametrize("bad", ["x", "--1", "0x10", "1_000", "\u0661", "²", "9" * 19, "-", "+", "nan"])
+@pytest.mark.parametrize("bad", ["x", "--1", "0x10", "1_000", "\u0661", "²", "-", "+", "nan"])
 def test_a_label_that_is_no_number_where_numbers_are_is_a_problem_of_its_line(tmp_path: Path, bad: str) -> None:
     """The line number and the label are in the reason; the other lines are packed."""
     source = list_of(tmp_path, f"# comment\na.jpg 1\nb.jpg {bad}\nc.jpg 2\n")
