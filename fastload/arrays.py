@@ -31,8 +31,14 @@ _PAYS = 0.7
 _SMALL, _PROBE = 128, 64 << 10
 _LEVEL = 6
 _MOST_GROWTH = 1100  # DEFLATE makes at most 1032 bytes of one
-_DTYPE = re.compile(r"\|b1|[|<>][iu][1248]|[<>](f[248]|c(8|16))|[<>][mM]8(\[\d{0,9}[a-zA-Z]{1,3}\])?|[|<>][SU]\d{1,9}")
-_CARRIERS: dict[str, tuple[torch.dtype, str]] = {"bfloat16": (torch.bfloat16, "<i2")}
+_DTYPE = re.compile(
+    r"\|b1|[|<>][iu][1248]|[<>](f[248]|c(8|16))|[<>][mM]8(\[([1-9]\d{0,8})?[a-zA-Z]{1,3}\])?|[|<>][SU]\d{1,9}"
+)
+_CARRIERS: dict[str, tuple[torch.dtype, str]] = {
+    "bfloat16": (torch.bfloat16, "<i2"),
+    "float8_e4m3fn": (torch.float8_e4m3fn, "|i1"),
+    "float8_e5m2": (torch.float8_e5m2, "|i1"),
+}
 """torch's dtypes that NumPy lacks, and what their bytes travel as."""
 
 Array = npt.NDArray[Any]
@@ -47,8 +53,8 @@ def field_of(value: Array | torch.Tensor) -> Field:
     name, array = _carried(value) if isinstance(value, torch.Tensor) else (value.dtype.str, value)
     if name not in _CARRIERS and not _DTYPE.fullmatch(name):
         raise SourceError(f"arrays of dtype {array.dtype} can't be stored; numbers, dates and fixed texts can")
-    if array.ndim > 255:
-        raise SourceError(f"an array has {array.ndim} dimensions; up to 255 can be stored")
+    if isinstance(array, np.ma.MaskedArray):
+        raise SourceError("masked arrays can't be stored; let the dataset give their `filled()`, or data and mask")
     payload = np.ascontiguousarray(array).tobytes()
     compressed = _compressed(payload, array.dtype.itemsize)
     head = _HEAD.pack(_VERSION, compressed is not None, array.ndim, len(name))
@@ -87,13 +93,16 @@ def _read(field: Field) -> tuple[str, Array]:
         raise DecodeError(f"its array index is none of version {_VERSION}; update fastload, or pack it again")
     if name not in _CARRIERS and not _DTYPE.fullmatch(name):
         raise DecodeError(f"its dtype is {name!r:.40}, which no array here has; the store is damaged")
-    dtype = np.dtype(_CARRIERS[name][1] if name in _CARRIERS else name)
+    try:
+        dtype = np.dtype(_CARRIERS[name][1] if name in _CARRIERS else name)
+    except (TypeError, ValueError) as error:
+        raise DecodeError(f"there is no dtype {name!r:.40}: {error}; the store is damaged") from error
     nbytes = dtype.itemsize * math.prod(shape)
     if nbytes > len(field.payload) * _MOST_GROWTH or (not packing and nbytes != len(field.payload)):
         raise DecodeError(f"its {len(field.payload)} bytes are no array of {dtype} {shape}; pack it again")
     try:
-        data = _decompressed(field.payload, nbytes, dtype.itemsize) if packing else bytearray(field.payload)
-        return name, np.ndarray(shape, dtype, data)
+        own = _decompressed(field.payload, nbytes, dtype.itemsize) if packing else bytearray(field.payload)
+        return name, np.ndarray(shape, dtype, own)
     except (MemoryError, ValueError, TypeError) as error:
         raise DecodeError(f"there can't be an array of {dtype} {shape}: {error}") from error
 
@@ -104,9 +113,9 @@ def _carried(value: torch.Tensor) -> tuple[str, Array]:
         values = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
         for name, (dtype, carrier) in _CARRIERS.items():
             if values.dtype == dtype:
-                return name, values.reshape(-1).view(torch.int16).numpy().view(carrier).reshape(values.shape)
+                return name, values.reshape(-1).view(torch.uint8).numpy().view(carrier).reshape(values.shape)
         array = values.numpy()
-    except (TypeError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise SourceError(f"tensors of {value.dtype} in the layout {value.layout} can't be stored: {error}") from error
     return array.dtype.str, array
 
@@ -128,11 +137,11 @@ def _shuffled(payload: bytes, itemsize: int) -> bytes:
     return columns.tobytes()
 
 
-def _decompressed(payload: bytes | memoryview, nbytes: int, itemsize: int) -> bytearray:
+def _decompressed(payload: bytes | memoryview, nbytes: int, itemsize: int) -> Array:
     try:
-        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(payload, nbytes)
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(payload, nbytes + 1)  # one more than belongs there
     except zlib.error as error:
         raise DecodeError(f"the array can't be decompressed: {error}") from error
     if len(data) != nbytes:
-        raise DecodeError(f"the array decompresses to {len(data)} bytes of {nbytes}; pack it again")
-    return bytearray(np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes())
+        raise DecodeError(f"the array decompresses to other than its {nbytes} bytes; pack it again")
+    return np.array(np.frombuffer(data, np.uint8).reshape(itemsize, -1).T, order="C")

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -55,18 +55,10 @@ class Batch(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._sample(
-            value.item()
-            if isinstance(value, torch.Tensor) and value.dim() == 0 and not value.is_floating_point()
-            else value
-            for value in (column[index] for column in self.columns)
-        )
+        return self._sample(column[index].item() if _are_labels(column) else column[index] for column in self.columns)
 
     def __iter__(self) -> Iterator[Any]:
-        columns = (
-            c.tolist() if isinstance(c, torch.Tensor) and c.dim() == 1 and not c.is_floating_point() else c
-            for c in self.columns
-        )
+        columns = (c.tolist() if _are_labels(c) else c for c in self.columns)
         samples = zip(*columns, strict=True)
         return samples if self.names is None else map(self._sample, samples)
 
@@ -80,6 +72,11 @@ class Batch(Sequence[Any]):
         """Consecutive batches of these lengths, which share this one's memory."""
         ends = itertools.pairwise(itertools.accumulate(lengths, initial=0))
         return [Batch(*(c[a:b] for c in self.columns), names=self.names, tree=self.tree) for a, b in ends]
+
+
+def _are_labels(column: Column) -> TypeGuard[torch.Tensor]:
+    """Whether it is a tensor of whole numbers: a sample has an int."""
+    return isinstance(column, torch.Tensor) and column.dim() == 1 and not column.is_floating_point()
 
 
 def as_list(samples: Sequence[Any]) -> Any:

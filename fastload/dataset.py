@@ -409,8 +409,7 @@ class ImageDataset(Dataset[Any]):
             return targets
         transform = self.target_transform
         values = targets.tolist() if labels.ndim == 1 else list(targets)
-        ignored = (np.isnan(labels) if real else labels == IGNORE_LABEL).reshape(len(labels), -1).all(axis=1)
-        return [value if skip else transform(value) for value, skip in zip(values, ignored, strict=True)]
+        return [value if skip else transform(value) for value, skip in zip(values, _ignored(labels), strict=True)]
 
     def _finished_mask(self, mask: npt.NDArray[Any]) -> Any:
         """A mask in the type that was asked for, with the target transform applied."""
@@ -509,11 +508,11 @@ class Reading:
             self._take_slots()
         self._masks = self._mask_slots()
         self._whole = (
-            (self._tensor is not None or self._slots is None)
+            self._tensor is not None
             and dataset.image_type == "tensor"
             and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
             and not (self._masks and dataset.target_transform is not None)
-        )
+        ) or dataset.store.schema.image is None
         self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
         self._finished_masks: list[list[Any]] = [[None] * len(self._pictures) for _ in self._masks]
 
@@ -606,7 +605,10 @@ class Reading:
         if "label" in names and "label" not in columns:
             columns["label"] = dataset._targets(self._labels)
         elif dataset.target_transform is not None:
-            columns |= {name: list(map(dataset.target_transform, values)) for name, values in self._values.items()}
+            target = next(name for name in reversed(names) if name != "image")
+            if target in self._values:
+                pairs = zip(self._values[target], _ignored(self._labels), strict=True)
+                columns[target] = [value if skip else dataset.target_transform(value) for value, skip in pairs]
         if sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]}):
             return Batch(*(columns[name] for name in names))
         return Batch(*(columns[name] for name in names), names=names, tree=sample)
@@ -656,6 +658,12 @@ class Reading:
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"
         )
+
+
+def _ignored(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which samples are placeholders, or have a label that says: ignore."""
+    ignored = np.isnan(labels) if labels.dtype.kind == "f" else labels == IGNORE_LABEL
+    return np.asarray(ignored.reshape(len(labels), -1).all(axis=1))
 
 
 def _box(region: Sequence[int]) -> Box:

@@ -18,6 +18,7 @@ in structure, and for lists of numbers and texts, the field is one of JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -44,6 +45,7 @@ TYPES = ("", "int", "bool", "float", "str", "bytes", "json", "scalar", "numpy", 
 
 _DEEPEST = 32
 _MOST_FIELDS = 512
+_MASK_NAME = 40  # the names of its columns are longer
 _RECORD_FIELDS = record.MAX_FIELDS - 1  # one is the sample's name
 _PICTURE_MODES = ("L", "RGB", "RGBA", "RGBX", "LA", "PA", "La", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 _MASK_MODES = ("P", "1")
@@ -164,10 +166,13 @@ def learn(samples: Sequence[Any], kinds: Mapping[str, str] = {}) -> Schema:
         raise SourceError(f"{wrong} names kinds that there are not; a field's kind may be {', '.join(KINDS)}")
     learner = _Learner(dict(kinds))
     node = learner.node(list(samples), "")
-    if learner.kinds.keys() - learner.met:
-        unknown = ", ".join(sorted(learner.kinds.keys() - learner.met))
-        raise SourceError(f"there is no field {unknown}; there are {', '.join(sorted(learner.met)) or 'none'}")
-    specs, renamed = _named(learner.found)
+    unknown = learner.kinds.keys() - learner.met
+    if unknown:
+        there = ", ".join(sorted(learner.met - {""})) or "none"
+        raise SourceError(f"there is no field {', '.join(map(str, unknown))}; there are {there}")
+    if not learner.found:
+        raise SourceError(f"a sample has no fields, it is {samples[0]!r}; let the dataset give at least one value")
+    specs, renamed = _named(_with_image(learner.found, learner.kinds))
     if len(specs) > _MOST_FIELDS or sum(spec.column is None for spec in specs) > _RECORD_FIELDS:
         raise SourceError(
             f"a sample has {len(specs)} fields, {sum(spec.column is None for spec in specs)} of them no numbers; "
@@ -177,13 +182,16 @@ def learn(samples: Sequence[Any], kinds: Mapping[str, str] = {}) -> Schema:
 
 
 class _Learner:
-    """Walks through several samples at once. found: the leaves. met: their names, and those of what is above them."""
+    """Walks through several samples at once.
+
+    found: the leaves, each with a name of its own: {"a.b": 1, "a": {"b": 2}} has two of one path. met: all paths.
+    """
 
     def __init__(self, kinds: dict[str, str]) -> None:
-        self.kinds, self.found, self.met = kinds, list[Spec](), set[str]()
+        self.kinds, self.found, self.met, self._taken = kinds, list[Spec](), set[str](), set[str]()
 
     def node(self, values: list[Any], path: str, depth: int = 0) -> Node:
-        self.met |= {path} - {""}
+        self.met.add(path)
         first = values[0]
         if depth > _DEEPEST:
             raise SourceError(f"{_called(path)} is nested more than {_DEEPEST} deep; a field of kind json may be")
@@ -194,8 +202,9 @@ class _Learner:
             if form is not None:
                 children = range(len(first))
                 return {form: [self.node([v[i] for v in values], _join(path, i), depth + 1) for i in children]}
-        self.found.append(self._leaf(values, path))
-        return path
+        name = _free(path, self._taken)
+        self.found.append(self._leaf(values, path)._replace(name=name))
+        return name
 
     def _leaf(self, values: list[Any], path: str) -> Spec:
         kind = self.kinds.get(path)
@@ -250,11 +259,18 @@ def _recognised(value: Any, path: str) -> Spec:
         return Spec(path, kind, "numpy" if kind == "array" else "pil", channels=1 if value.mode == "L" else 3)
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return _array_spec(value, path)
+    if type(value) is int and not _fits(value):
+        return Spec(path, "json", "json")
     for type_, spec in _PLAIN:
         if isinstance(value, type_):
             return spec._replace(name=path)
     if is_json(value):
         return Spec(path, "json", "json")
+    if isinstance(value, dict | list | tuple):
+        raise SourceError(
+            f"{_called(path)} is a {type(value).__name__} that differs among samples in its keys or length, or has "
+            "keys that are no texts or ints; only what JSON can say may differ"
+        )
     raise SourceError(
         f"{_called(path)} is a {type(value).__module__}.{type(value).__name__}; a sample may have pictures, arrays, "
         "tensors, numbers, texts, bytes, what JSON can say, and tuples, lists and dicts of them"
@@ -319,8 +335,9 @@ def _declared(values: list[Any], path: str, kind: str) -> Spec:
 def _numbers(value: Any, path: str) -> npt.NDArray[Any]:
     """An array or a tensor of what a column can hold."""
     array = value
-    if isinstance(value, torch.Tensor) and _numpy_dtype(value.dtype) is not None:
-        array = value.detach().cpu().numpy()
+    if isinstance(value, torch.Tensor):
+        with contextlib.suppress(TypeError, RuntimeError):  # no dtype of NumPy's, sparse, ...
+            array = value.numpy(force=True)
     if (
         not isinstance(array, np.ndarray)
         or not array.size
@@ -340,6 +357,35 @@ def _called(path: str) -> str:
     return f"{path!r}" if path else "the sample"
 
 
+def _free(name: str, taken: set[str]) -> str:
+    """The name, with as many underscores behind it as make it a new one."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _with_image(found: list[Spec], kinds: Mapping[str, str]) -> list[Spec]:
+    """The fields as they are where there is an image; a picture with a palette is one if there is no other.
+
+    Raises:
+        SourceError: there are masks or boxes, and no image that they could belong to.
+    """
+    if any(spec.kind == "image" for spec in found):
+        return found
+    palettes = [n for n, s in enumerate(found) if s.kind == "mask" and s.type == "pil" and s.name not in kinds]
+    if palettes:
+        picture = found[palettes[0]]._replace(kind="image")
+        return [*found[: palettes[0]], picture, *found[palettes[0] + 1 :]]
+    for spec in found:
+        if spec.kind in ("mask", "boxes"):
+            raise SourceError(
+                f"{_called(spec.name)} is of kind {spec.kind}, which goes with an image, and samples have none; "
+                f"without one it may be of kinds={{{spec.name!r}: 'array'}}"
+            )
+    return found
+
+
 def _named(found: list[Spec]) -> tuple[list[Spec], dict[str, str]]:
     """The fields under names that no two have, and with their columns; and the names that were changed.
 
@@ -349,7 +395,7 @@ def _named(found: list[Spec]) -> tuple[list[Spec], dict[str, str]]:
     wanted = {pictures[0].name: "image"} if pictures else {}
     if [spec.name for spec in found] == ["0", "1"] and found[1].kind in ("integer", "mask", "boxes"):
         wanted["1"] = "label" if found[1].kind == "integer" else found[1].kind
-    taken = {"name", *wanted.values()}
+    taken = {"name", "image", "others", *wanted.values()}
     specs = []
     for number, spec in enumerate(found):
         name = wanted.get(spec.name)
@@ -357,10 +403,8 @@ def _named(found: list[Spec]) -> tuple[list[Spec], dict[str, str]]:
             name = spec.name or "value"
             if spec.kind == "mask":
                 name = "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower())
-                name = name if name[:1].isalpha() else f"mask_{name}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
+                name = (name if name[:1].isalpha() else f"mask_{name}")[:_MASK_NAME]
+            name = _free(name, taken)
         column = None
         if spec.kind in ("integer", "real", "vector"):
             column = "label" if name == "label" and _is_label(spec) else f"field_{number}"
@@ -413,11 +457,14 @@ def cell(spec: Spec, value: Any) -> Any:
                 f"{spec.shape}; fields of kind array may differ"
             )
         return array
+    if isinstance(value, int) and not _fits(value):
+        raise SourceError(f"{_called(spec.name)} is {value:#x}, which 64 bits don't hold; kind json does")
     _check_type(spec, value)
-    number = value.item() if spec.type in ("tensor", "scalar") else value
-    if isinstance(number, int) and not -(1 << 63) <= number < 1 << (64 if spec.dtype == "<u8" else 63):
-        raise SourceError(f"{_called(spec.name)} is {number}, which 64 bits don't hold; kind json does")
-    return number
+    return value.item() if spec.type in ("tensor", "scalar") else value
+
+
+def _fits(number: int) -> bool:
+    return -(1 << 63) <= number < 1 << 63
 
 
 def _check_type(spec: Spec, value: Any) -> None:
@@ -441,7 +488,7 @@ def encode(spec: Spec, value: Any) -> record.Field:
         types = {"tensor": torch.Tensor, "scalar": np.generic, "numpy": np.ndarray | Image.Image}[spec.type]
         if not isinstance(value, types):
             raise SourceError(f"{_called(spec.name)} is a {type(value).__name__}, in the first samples it is an array")
-        return arrays.field_of(value if isinstance(value, torch.Tensor) else np.asarray(value))
+        return arrays.field_of(value if isinstance(value, torch.Tensor) else np.asanyarray(value))
     _check_type(spec, value)
     if spec.kind == "text":
         return record.Field(record.TEXT, value.encode("utf-8", "surrogatepass"))

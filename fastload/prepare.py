@@ -191,7 +191,9 @@ def common_shape(source: Source, options: Options, threads: int) -> Shape | None
                 channels = source.store.image_channels
             else:
                 image = (source.read(item) if isinstance(item, Item) else item)["image"]
-                if isinstance(image, bytes):
+                if isinstance(image, Image.Image):  # its pixels are read when it is packed, and only then
+                    height, width, channels = image.height, image.width, spec.channels
+                elif isinstance(image, bytes):
                     facts = _identify(image, options)
                     (height, width), channels = geometry.upright_size(facts.size, facts.orientation), 3
                 else:
@@ -248,6 +250,8 @@ def _own_form(image: Any, options: Options) -> Form:
         return Form("uint16" if facts.bits == 16 else "uint8", 1 if facts.gray else 3)
     if isinstance(image, record.Field):
         return Form(blocks.dtype_of(image).name if image.codec == record.BLOCKS else "uint8", image.channels)
+    if isinstance(image, Image.Image):  # its pixels are read when it is packed, and only then
+        return Form("uint16" if image.mode == "I;16" else "uint8", 1 if image.mode in ("L", "I;16") else 3)
     image = _checked_values(image, options)
     return Form(image.dtype.name, image.shape[2])
 
@@ -447,13 +451,9 @@ def _checked_values(content: Any, options: Options) -> Values:
 def _as_array(content: Any, options: Options) -> Any:
     """Decoded pixels as an array (height, width, channels); what is no picture as it is."""
     if isinstance(content, Image.Image):
-        picture = content
-        if picture.mode not in ("L", "RGB", "I;16"):
-            colour = options.background
-            picture = _laid_on(picture, colour) if colour and _is_transparent(picture) else picture.convert("RGB")
-        return np.atleast_3d(np.asarray(picture))
+        return np.atleast_3d(_of_pillow(content, options.background))
     if isinstance(content, torch.Tensor) and content.dim() == 3:
-        return content.detach().cpu().movedim(0, -1).numpy()
+        return _of_torch(content).transpose(1, 2, 0)
     return content
 
 
@@ -482,21 +482,40 @@ def _pixels(content: Any, spec: Spec, options: Options) -> Pixels:
     return np.repeat(pixels, 3, 2) if spec.type and pixels.shape[2] < spec.channels else pixels
 
 
+def _of_pillow(picture: Image.Image, background: tuple[int, int, int] | None) -> Pixels:
+    """The pixels of an opened picture, grey (of 16 bits too) or RGB; reading its file may fail only now."""
+    try:
+        if picture.mode not in ("L", "RGB", "I;16"):
+            on_colour = background is not None and _is_transparent(picture)
+            picture = _laid_on(picture, background) if background and on_colour else picture.convert("RGB")
+        return np.asarray(picture)
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+        raise DecodeError(f"damaged: {error}") from error
+
+
+def _of_torch(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    try:
+        values: npt.NDArray[Any] = tensor.numpy(force=True)
+    except (TypeError, RuntimeError) as error:
+        raise SourceError(f"a tensor of {tensor.dtype}, {tensor.layout}, is none of pixels: {error}") from error
+    return values
+
+
 def _lossless_field(pixels: Pixels) -> record.Field:
     """Pixels as PNG, if that halves them: it takes its time to decode."""
     raw = _raw_field(pixels)
     if pixels.shape[2] == 3:
-        data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
-        if 2 * len(data) < len(raw.payload):
-            return raw._replace(codec=record.ENCODED, payload=data)
+        fits, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+        if fits and 2 * len(data) < len(raw.payload):
+            return raw._replace(codec=record.ENCODED, payload=data.tobytes())
     return raw
 
 
 def _mask(content: Any, whole: Size | None, size: Size | None, source: Source, spec: Spec, limit: int) -> blocks.Values:
     """The values of a mask, checked against the image's upright size `whole` and the classes, as large as `size`."""
     if isinstance(content, torch.Tensor):
-        content = content.detach().cpu().numpy()
-    values = masks.decode(content, limit) if isinstance(content, bytes) else masks.narrowed(np.asarray(content))
+        content = _of_torch(content)
+    values = masks.decode(content, limit) if isinstance(content, bytes) else masks.narrowed(_mask_array(content))
     if whole is None or size is None:
         return values
     if values.shape != whole:
@@ -512,6 +531,13 @@ def _mask(content: Any, whole: Size | None, size: Size | None, source: Source, s
                 f"{len(source.classes) - 1} ({spec.fill} means: ignore)"
             )
     return masks.resized(values, size) if size != whole else values
+
+
+def _mask_array(content: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(content)
+    except Exception as error:  # a damaged file that Pillow has opened, lists of several lengths, ...
+        raise DecodeError(f"the mask is damaged, or no array: {error}") from error
 
 
 def _stored_field(store: Store, index: int, options: Options) -> record.Field:

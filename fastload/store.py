@@ -48,7 +48,7 @@ import torch
 from . import record
 from .boxes import Format as BoxFormat
 from .errors import StoreError, StoreFormatError
-from .fields import KINDS, TYPES, Schema, is_tree
+from .fields import KINDS, TYPES, Schema, is_tree, leaves
 
 FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
@@ -56,6 +56,7 @@ COLUMN_CHUNK = 64 << 20
 _META_MAGIC = 0xBEEFC0DE
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
+_SHAPES = {"size": [2], "bytes": [], "checksum": [], "tiles": [], "others_checksum": []}
 _FIELD_DTYPE = re.compile(r"|\|[biu]1|<[iu][248]|<f[248]|u?int(8|16)")
 sample_key = struct.Struct(">Q").pack
 
@@ -413,18 +414,28 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and isinstance(fields, list)
             and all(_is_field(field, columns) for field in fields)
             and (not any(_is_other(field) for field in fields) or "others_checksum" in columns)
-            and is_tree(manifest.get("sample", "image"), {"label"} | names)
+            and len(names) == len(fields)
+            and _is_sample(manifest.get("sample", "image"), {"label"} | names - {"name"})
+            and (not masks or any(field["name"] == "image" and field["kind"] == "image" for field in fields))
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
+            and all(columns[name]["shape"] == shape for name, shape in _SHAPES.items() if name in columns)
+            and all(columns[f"{mask}_{of}"]["shape"] == [] for mask in masks for of in ("max", "checksum"))
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error
     if not sane:
         raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
 
 
+def _is_sample(node: object, names: set[str]) -> bool:
+    """Whether it is a tree over these fields that has any."""
+    return is_tree(node, names) and next(leaves(node), None) is not None  # type: ignore[arg-type]
+
+
 def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
     shape, column = field.get("shape", []), field.get("column")
+    in_column = field["kind"] in ("integer", "real", "vector")
     return (
         field["in"] in ("record", "column")
         and isinstance(field["name"], str)
@@ -434,12 +445,23 @@ def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
             _is_image(field) if field["kind"] == "image" else _FIELD_DTYPE.fullmatch(field.get("dtype", "")) is not None
         )
         and (column is None or (field["in"] == "column" and column in columns))
-        and (column is not None or field["kind"] not in ("integer", "real", "vector"))
+        and (field["in"] == "record" or in_column or field["name"] == "image")
+        and (not in_column or (column is not None and _fits(field, columns[column])))
         and isinstance(shape, list)
         and all(_is_count(n, 1 << 32) for n in shape)
         and _is_count(field.get("fill", 0), 1 << 16)
         and field.get("format", "") in ("", *get_args(BoxFormat))
     )
+
+
+def _fits(field: dict[str, Any], column: dict[str, Any]) -> bool:
+    """Whether a column has rows as its field says; a label is signed, for -100 is one."""
+    type_, dtype, is_label = field.get("type", ""), field.get("dtype", ""), field["column"] == "label"
+    if column["shape"] != field.get("shape", []):
+        return False
+    if type_ in ("scalar", "numpy", "tensor"):
+        return dtype != "" and (not is_label or np.dtype(dtype).kind in "if")
+    return type_ in ("int", "bool", "float") or (type_ == "" and is_label)
 
 
 def _is_image(field: dict[str, Any]) -> bool:

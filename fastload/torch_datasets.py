@@ -7,6 +7,7 @@ asked for, each with a copy of it as with a loader; encoding is done by threads,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -78,7 +79,7 @@ def _item(number: int) -> Item:
 
 
 class _Reader:
-    """A dataset and what its samples are. It goes to worker processes as a whole.
+    """A dataset and what its samples are. It goes to worker processes as a whole. What may be iterable once is.
 
     schema: of the samples. first: the values of some. count: how many there are, None where nobody knows. content: what
     changes with the dataset, as far as its first sample shows.
@@ -95,6 +96,7 @@ class _Reader:
         self.count = _length(dataset)
         if self.count is None and not self.iterable:
             raise TypeError(f"{type(dataset).__name__} has no length; a map-style dataset needs __len__")
+        self._whole: Iterator[Any] = iter(())
         samples = self._first_samples()
         self.schema: Schema = learn(samples, kinds)
         self.first = [self.schema.flatten(sample) for sample in samples]
@@ -105,9 +107,16 @@ class _Reader:
         samples, errors = [], []
         if self.iterable:
             try:
-                samples = list(itertools.islice(iter(self.dataset), _LOOKED_AT))
+                stream = iter(self.dataset)
+                if self.workers and iter(self.dataset) is stream:
+                    raise TypeError(
+                        f"{type(self.dataset).__name__} gives its samples once, and each worker reads it anew; leave "
+                        "workers out, or let __iter__ start again"
+                    )
+                samples = list(itertools.islice(stream, _LOOKED_AT))
             except Exception as error:  # the user's own code; it may raise anything
                 raise SourceError(f"the dataset's first samples can't be read: {_told(error)}") from error
+            self._whole = itertools.chain(samples, stream)
         count = 0 if self.iterable else self.count or 0
         for place in range(min(count, _LOOKED_AT)):
             try:
@@ -120,7 +129,7 @@ class _Reader:
         return samples
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"first": []}
+        return self.__dict__ | {"first": [], "_whole": None}
 
     def read(self, item: Item) -> dict[str, Any]:
         """The values of a sample, by field."""
@@ -140,7 +149,7 @@ class _Reader:
             return self._by_processes(one, source, start)
         return ordered_map(
             lambda pair: one(pair[0], source._replace(read=pair[1])),
-            itertools.islice(self._streamed(), start, None) if self.iterable else self._loaded(start),
+            itertools.islice(self.streamed(self._whole), start, None) if self.iterable else self._loaded(start),
             threads=threads,
             ahead=_AHEAD * threads,
             name="fastload-pack",
@@ -157,13 +166,13 @@ class _Reader:
             else:
                 yield item, lambda _, contents=contents: contents  # type: ignore[misc]
 
-    def _streamed(self) -> Iterator[tuple[Item, Callable[[Item], dict[str, Any]]]]:
+    def streamed(self, samples: Iterator[Any]) -> Iterator[tuple[Item, Callable[[Item], dict[str, Any]]]]:
         """Items of an iterable dataset."""
-        samples = enumerate(iter(self.dataset))
+        numbered = enumerate(samples)
         number = -1
         while True:
             try:
-                number, sample = next(samples)
+                number, sample = next(numbered)
             except StopIteration:
                 return
             except Exception as error:
@@ -180,15 +189,20 @@ class _Reader:
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
         )
-        outcomes = iter(loader)
-        if self.iterable:
+        try:
+            outcomes = iter(loader)
+        except Exception as error:  # where processes are not forked, a dataset has to be sent there
+            raise PackError(f"worker processes can't be started with this dataset: {_told(error)}") from error
+        try:
             for number, outcome in enumerate(outcomes):  # those of several processes come in turn
-                item = _item(number)
-                if number >= start:
+                if not self.iterable:
+                    yield outcome
+                elif number >= start:
+                    item = _item(number)
                     is_left_out = isinstance(outcome, LeftOut)
                     yield outcome._replace(**({"item": item} if is_left_out else {"name": item.name}))
-        else:
-            yield from outcomes
+        except RuntimeError as error:
+            raise PackError(f"a worker process failed, the same command goes on from here: {error}") from error
 
 
 class _Indexed(Dataset[Any]):
@@ -208,7 +222,7 @@ class _Streamed(IterableDataset[Any]):
         self.reader, self.one, self.source = reader, one, source
 
     def __iter__(self) -> Iterator[Prepared | LeftOut]:
-        for item, read in self.reader._streamed():
+        for item, read in self.reader.streamed(iter(self.reader.dataset)):
             yield self.one(item, self.source._replace(read=read))
 
 
@@ -223,7 +237,7 @@ def _start_worker(_: int) -> None:
 def _length(dataset: Any) -> int | None:
     try:
         return len(dataset)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 
@@ -233,12 +247,15 @@ def _told(error: BaseException) -> str:
 
 def _digest(values: Mapping[str, Any]) -> list[Any]:
     """What a sample is known by."""
-    known: list[Any] = []
-    for value in values.values():
-        if isinstance(value, Image.Image):
-            known.append((value.mode, value.size, record.checksum(value.tobytes())))
-        elif isinstance(value, np.ndarray | torch.Tensor):
-            known.append(record.checksum(arrays.field_of(value).payload))
-        else:
-            known.append(repr(value))
-    return known
+    return [_known(value) for value in values.values()]
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, Image.Image):
+        # Of a damaged file the first `load` fails, and others give what was read of it: that one is not for here.
+        is_open = bool(getattr(value, "tile", None))
+        return value.mode, value.size, 0 if is_open else record.checksum(value.tobytes())
+    if isinstance(value, np.ndarray | torch.Tensor):
+        with contextlib.suppress(SourceError):  # it is left out, with its reason
+            return record.checksum(arrays.field_of(value).payload)
+    return repr(value)

@@ -37,6 +37,7 @@ Target = Literal["folder", "tar"]
 
 _FORBIDDEN = re.compile(r'[\x00<>:"|?*\\]' if os.name == "nt" else r"\x00")
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
+_EXTENSION = 100  # file systems take 255 bytes, the sample's own name among them
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MASK_FOLDERS = {"mask": "masks"}
 CLASSES = "classes.txt"
@@ -127,13 +128,19 @@ def _sample(store: Store, index: int) -> _Sample:
     image, suffix = (b"", "") if store.schema.image is None else _image(store, index, fields)
     masks = {mask: cv2.imencode(".png", blocks.read(fields[mask]))[1].tobytes() for mask in store.masks}
     labels = np.atleast_1d(store.columns["label"][index]).tolist()
-    others = dict(_other(store, spec, index, fields) for spec in store.schema.others if spec.column != "label")
+    others: dict[str, bytes] = {}
+    for spec in store.schema.others:
+        if spec.column != "label":
+            extension, data = _other(store, spec, index, fields)
+            while extension in others:
+                extension = f"_{extension}"
+            others[extension] = data
     return _Sample(index, fields.name, suffix, image, masks, labels, others)
 
 
 def _other(store: Store, spec: Spec, index: int, sample: Record) -> tuple[str, bytes]:
     """A field as a file: its extension and bytes. An extension that says what it is stays as it is."""
-    name = _ODD.sub("_", spec.name).strip(".")
+    name = _ODD.sub("_", spec.name).strip(".")[:_EXTENSION]
     if spec.kind == "image":
         return f"{name}.png", _png(decode.upright(sample[spec.name]))
     if spec.kind == "bytes":
@@ -157,7 +164,8 @@ def _other(store: Store, spec: Spec, index: int, sample: Record) -> tuple[str, b
 def _npy(value: np.ndarray[Any, Any] | torch.Tensor) -> bytes:
     file = io.BytesIO()
     if isinstance(value, torch.Tensor):
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        is_known = value.dtype.itemsize > 2 or value.dtype == torch.float16 or not value.is_floating_point()
+        value = (value if is_known else value.float()).numpy()  # bfloat16 and smaller ones aren't NumPy's
     np.save(file, value)
     return file.getvalue()
 

@@ -37,7 +37,7 @@ class Value:
             ChecksumError, DecodeError: it is damaged.
         """
         if self.spec.kind == "image":
-            return as_type(decode.upright(field), self.image_type)
+            return as_type(decode.with_channels(decode.upright(field), self.spec.channels), self.image_type)
         field.verify()
         if self.spec.kind == "boxes":
             return self._boxes(arrays.read(field), plans)
