@@ -57,7 +57,7 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class ImageDataset(Dataset[Any]):
-    """Images and labels of a packed store.
+    """The samples of a packed store: images and labels, or whatever was packed.
 
     path: the store, as made by `fastload pack`.
     transform: fastload's transforms, decided before decoding, or any callable on the decoded picture, or a
@@ -66,7 +66,10 @@ class ImageDataset(Dataset[Any]):
     target_transform: a callable on the label, or on the mask of an (image, mask).
     image_type: what callables get and the dataset returns: "tensor" (uint8, 3 x height x width, RGB, channels-last in
         memory), "numpy" (uint8, height x width x 3) or "pil". Of a store of 16 bits tensors and arrays are uint16, or
-        int16, with 1 channel or 3; PIL images have one channel, mode "I;16".
+        int16, with 1 channel or 3; PIL images have one channel, mode "I;16". By default what the packed dataset gave;
+        tensors, if files were packed.
+    decoder: of a field of bytes: a callable that gets a view of them, in the store's memory, and returns its value; where
+        there are several such fields, a dict of these by name. It runs in the workers.
     cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none. Images
         are kept whole, at full size.
     on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another
@@ -84,7 +87,9 @@ class ImageDataset(Dataset[Any]):
     instances), and so is all of a placeholder's. Masks are uint8, height x width (int32 if there are values above 255):
     losses take `mask.long()`.
 
-    Attribute `fields` names what a sample consists of.
+    Samples of a dataset that was packed come back with their structure and types (see `fields`). Their first image is
+    transformed, and its masks and boxes with it; other images and arrays come as they are. What stands for a damaged
+    one's fields is 0, NaN or empty. Attribute `fields` names what a sample consists of.
 
     `fastload.DataLoader` advances the epoch by itself. With another loader call `set_epoch` before each epoch, as with
     torch's DistributedSampler; otherwise every epoch shows the same crops.
