@@ -621,6 +621,15 @@ def test_a_target_transform_works_on_the_target(tmp_path: Path, make: Callable[[
         assert damaged[2][place] == "class 2"
 
 
+def test_boxes_shrink_with_their_image(tmp_path: Path) -> None:
+    """When it is packed, and packed again."""
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    pack([(image, torch.tensor([[6.0, 8, 20, 10]]))] * 2, tmp_path / "a.lmdb", kinds={"1": "boxes"}, short_side=20)
+    assert read_all(tmp_path / "a.lmdb")[0][1].tolist() == [[3, 4, 10, 5]]
+    pack(tmp_path / "a.lmdb", tmp_path / "b.lmdb", short_side=10)
+    assert read_all(tmp_path / "b.lmdb")[0][1].tolist() == [[1.5, 2, 5, 2.5]]
+
+
 # ---- stores without images; decoders
 
 
