@@ -333,5 +333,7 @@ def _stacked(column: Column) -> Any:
             "the pictures are Pillow's, which make no batch; give the dataset image_type='tensor', or a transform that "
             "makes tensors of them"
         )
+    if any(value is None for value in column):
+        return list(column)  # JSON's null, or what stands for a damaged sample
     values: Any = tuple(column)  # as torch's own collate hands them on: texts stay a tuple
     return default_collate(values)

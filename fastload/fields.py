@@ -43,7 +43,7 @@ IGNORE_LABEL = -100
 
 TYPES = ("", "int", "bool", "float", "str", "bytes", "json", "scalar", "numpy", "tensor", "pil", "file")
 
-_DEEPEST = 32
+_DEEPEST, _DEEPEST_JSON = 32, 200
 _MOST_FIELDS = 512
 _MASK_NAME = 40  # the names of its columns are longer
 _RECORD_FIELDS = record.MAX_FIELDS - 1  # one is the sample's name
@@ -55,9 +55,9 @@ class Spec(NamedTuple):
     """One field.
 
     name: its keys on the way to it, joined by dots; the transformed image is always "image". kind: see above. type: of
-    `TYPES`, what it comes back as; scalar is NumPy's, file an `EncodedImage`. dtype, shape: of what lies in a column.
-    column: where it lies, None for the record. fill: of a mask, the value of what lies outside. format: of boxes, as
-    torchvision calls it. channels: of images.
+    `TYPES`, what it comes back as; scalar is NumPy's, file an `EncodedImage`. dtype, shape: of what lies in a column; of
+    arrays what the first samples have in common, 0 for sides that differ. column: where it lies, None for the record.
+    fill: of a mask, the value of what lies outside. format: of boxes, as torchvision calls it. channels: of images.
     """
 
     name: str
@@ -213,6 +213,8 @@ class _Learner:
         found = {_recognised(value, path) for value in values}
         if {spec.kind for spec in found} == {"image"}:  # grey ones among others have three channels
             found = {spec._replace(channels=max(spec.channels for spec in found)) for spec in found}
+        if {spec.kind for spec in found} == {"array"}:
+            found = _alike(found)
         if len(found) == 1:
             return found.pop()
         if all(map(is_json, values)):
@@ -222,6 +224,16 @@ class _Learner:
             f"{_called(path)} differs among samples ({' and '.join(types)}, or their keys or lengths), which only what "
             "JSON can say may; let the dataset give one type"
         )
+
+
+def _alike(arrays: set[Spec]) -> set[Spec]:
+    """Arrays of several dtypes or shapes as one field: 0 are the sides that differ."""
+    first = next(iter(arrays))
+    if any((spec.dtype, len(spec.shape)) != (first.dtype, len(first.shape)) for spec in arrays):
+        return {spec._replace(dtype="", shape=()) for spec in arrays}
+    sides = zip(*(spec.shape for spec in arrays), strict=True)
+    shape = tuple(lengths[0] if len({*lengths}) == 1 else 0 for lengths in sides)
+    return {spec._replace(shape=shape) for spec in arrays}
 
 
 def _form(values: list[Any]) -> str | None:
@@ -236,20 +248,15 @@ def _form(values: list[Any]) -> str | None:
     return None if form == "list" and all(map(is_json, values)) else form
 
 
-def is_json(value: Any) -> bool:
-    """Whether JSON gives it back as it is."""
-    stack = [value]
-    while stack:
-        value = stack.pop()
-        if type(value) is dict:
-            if not all(type(key) is str for key in value):
-                return False
-            stack += value.values()
-        elif type(value) is list:
-            stack += value
-        elif value is not None and type(value) not in (bool, int, float, str):
-            return False
-    return True
+def is_json(value: Any, depth: int = 0) -> bool:
+    """Whether JSON gives it back as it is: values of its own types, nested up to 200 deep."""
+    if depth > _DEEPEST_JSON:
+        return False
+    if type(value) is dict:
+        return all(type(key) is str and is_json(item, depth + 1) for key, item in value.items())
+    if type(value) is list:
+        return all(is_json(item, depth + 1) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _recognised(value: Any, path: str) -> Spec:
@@ -301,7 +308,10 @@ def _array_spec(value: Any, path: str) -> Spec:
     channels = value.shape[0 if type_ == "tensor" else -1] if value.ndim == 3 else 0
     if value.dtype in (np.uint8, torch.uint8) and channels in (1, 3) and 0 not in value.shape:
         return Spec(path, "image", type_, channels=channels)
-    return Spec(path, "array", type_)
+    dtype = _numpy_dtype(value.dtype) if type_ == "tensor" else value.dtype
+    if dtype is None or dtype.kind not in "biuf" or dtype.itemsize > 8 or not dtype.isnative:
+        return Spec(path, "array", type_)
+    return Spec(path, "array", type_, dtype.newbyteorder("<").str, tuple(value.shape))
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
@@ -498,7 +508,8 @@ def encode(spec: Spec, value: Any) -> record.Field:
 def _json(spec: Spec, value: Any) -> bytes:
     if not is_json(value):
         raise SourceError(
-            f"{_called(spec.name)} has values that JSON doesn't give back as they are (tuples, arrays, ...)"
+            f"{_called(spec.name)} has values that JSON doesn't give back as they are (tuples, arrays, ...), or is "
+            f"nested more than {_DEEPEST_JSON} deep"
         )
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
@@ -548,8 +559,8 @@ def placeholder(spec: Spec) -> Any:
             value[...] = np.nan
         return restore(spec, value)[0]
     if spec.kind == "array":
-        empty = np.zeros(0)
-        return torch.from_numpy(empty) if spec.type == "tensor" else empty
+        zeros = np.zeros(spec.shape if spec.dtype else 0, spec.dtype or np.float64)
+        return torch.from_numpy(zeros) if spec.type == "tensor" else zeros
     return {"text": "", "bytes": b"", "json": None}[spec.kind]
 
 

@@ -114,6 +114,9 @@ class Form(NamedTuple):
         return self.dtype != "uint8"
 
 
+_EIGHT_BITS = Form()
+
+
 class Prepared(NamedTuple):
     """An item that is ready to be written.
 
@@ -256,7 +259,9 @@ def _own_form(image: Any, options: Options) -> Form:
     return Form(image.dtype.name, image.shape[2])
 
 
-def prepare(item: Item, source: Source, *, options: Options, fixed: Shape | None, form: Form) -> Prepared | LeftOut:
+def prepare(
+    item: Item, source: Source, *, options: Options, fixed: Shape | None = None, form: Form = _EIGHT_BITS
+) -> Prepared | LeftOut:
     """Read an item and make its fields; what can't be packed comes as `LeftOut`.
 
     fixed: the shape of a raw column. form: what all images of the store are, from `form_of`.

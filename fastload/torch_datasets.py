@@ -88,7 +88,7 @@ class _Reader:
     def __init__(self, dataset: Any, kinds: Mapping[str, str], workers: int) -> None:
         self.dataset, self.workers = dataset, workers
         self.iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
-        if self.iterable and not hasattr(dataset, "__iter__"):
+        if isinstance(dataset, bytes) or (self.iterable and not hasattr(dataset, "__iter__")):
             raise TypeError(
                 f"source is a {type(dataset).__name__}; it may be a path, or a dataset: something with __getitem__ and "
                 "__len__, or with __iter__"

@@ -403,12 +403,20 @@ def test_vectors_have_one_shape_and_dtype() -> None:
 def test_numbers_too_large_for_a_digit_limit() -> None:
     """Python refuses to write numbers of more than 4300 digits: so does this, by an error of its own."""
     spec = Spec("x", "json", "json")
-    nested: Any = []
+    with pytest.raises(SourceError, match="'x' can't be written as JSON"):
+        encode(spec, 10**5000)
+
+
+def test_json_is_nested_up_to_a_limit() -> None:
+    """Deep lists, and those that hold themselves, are no JSON: an error, not a hang."""
+    deep: Any = []
     for _ in range(100_000):
-        nested = [nested]
-    for value in (10**5000, nested):
-        with pytest.raises(SourceError, match="'x' can't be written as JSON"):
-            encode(spec, value)
+        deep = [deep]
+    endless: list[Any] = []
+    endless.append(endless)
+    for value in (deep, endless):
+        with pytest.raises(SourceError, match="more than 200 deep"):
+            encode(Spec("x", "json", "json"), value)
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[" * 100_000, b"\xff", b"1" * 5000, b'{"a":'], ids=lambda p: p[:8])
@@ -441,7 +449,7 @@ def test_placeholders_have_their_fields_types() -> None:
         False,
         np.float32("nan"),
         torch.tensor(0, dtype=torch.uint8),
-        np.zeros(0),
+        np.zeros(2),
     )
     assert same(tuple(map(placeholder, learn([sample]).specs)), expected)
     vector = learn([{"v": torch.ones((2, 3))}], {"v": "vector"}).specs[0]

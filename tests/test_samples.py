@@ -5,13 +5,16 @@ The tests of `tar_shards`, `parquet`, `dicom` and `coco` say what is read. These
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -23,6 +26,7 @@ from fastload import DataLoader, ImageDataset, Store, pack, pack_splits
 from fastload.cli import main
 from fastload.errors import SourceError
 from fastload.info import info
+from fastload.store import sample_key
 from fastload.transforms import Compose, RandomCrop, RandomHorizontalFlip, Resize
 from fastload.verify import verify
 
@@ -144,6 +148,57 @@ def test_the_digest_knows_all_fields(tmp_path: Path, shards: Path, pictures: lis
         pack(tar(tmp_path / f"{name}.tar", some), tmp_path / f"{name}.lmdb")
     assert info(tmp_path / "a.lmdb")["digest"] != info(tmp_path / "b.lmdb")["digest"]
     assert not verify(tmp_path / "db.lmdb", decode_images=True).damaged
+
+
+@contextlib.contextmanager
+def edited(path: Path) -> Iterator[tuple[Path, Any]]:
+    """A copy of a store, and a transaction on its samples; the store itself is open here."""
+    copy = path.with_name("edited.lmdb")
+    shutil.copy(path, copy)
+    with lmdb.open(str(copy), subdir=False, lock=False, max_dbs=2) as environment:
+        database = environment.open_db(b"samples")
+        with environment.begin(write=True, db=database) as transaction:
+            yield copy, transaction
+
+
+def test_records_at_each_other_s_place_are_found(tmp_path: Path, pictures: list[npt.NDArray[Any]]) -> None:
+    """Two samples of the same picture whose records were exchanged: `verify` knows their texts."""
+    samples = {str(i): {"png": png(pictures[0]), "txt": f"text {i}".encode()} for i in range(2)}
+    pack(tar(tmp_path / "s.tar", samples), tmp_path / "db.lmdb")
+    with edited(tmp_path / "db.lmdb") as (path, samples_of):
+        records = [samples_of.get(sample_key(i)) for i in range(2)]
+        for i in range(2):
+            samples_of.put(sample_key(i), records[1 - i])
+    damaged = verify(path).damaged
+    assert [damage.index for damage in damaged] == [0, 1]
+    assert all("its fields are not those" in damage.reason for damage in damaged)
+
+
+@pytest.mark.parametrize("on_error", ["placeholder", "skip"])
+def test_a_damaged_record_costs_its_sample_alone(
+    tmp_path: Path, pictures: list[npt.NDArray[Any]], on_error: Any
+) -> None:
+    """Whatever its fields are, a batch can be made: of arrays with zeros of the others' shape, of JSON with None."""
+    samples = {
+        str(i): {"png": png(p), "npy": npy(np.full(3, i + 1.0)), "json": b'{"a": 1}', "txt": b"text"}
+        for i, p in enumerate(pictures)
+    }
+    pack(tar(tmp_path / "s.tar", samples), tmp_path / "db.lmdb")
+    with edited(tmp_path / "db.lmdb") as (path, samples_of):
+        broken = bytearray(samples_of.get(sample_key(4)))
+        broken[20] ^= 1
+        samples_of.put(sample_key(4), bytes(broken))
+    dataset = ImageDataset(path, on_error=on_error)
+    batch = next(iter(DataLoader(dataset, batch_size=12, num_workers=2)))
+    assert [*dataset.failures] == [4]
+    assert batch["npy"].shape == (12, 3)
+    if on_error == "placeholder":
+        assert batch["npy"][4].tolist() == [0, 0, 0]
+        assert batch["json"][4] is None
+        assert batch["txt"][4] == ""
+        assert not batch["image"][4].any()
+    else:
+        assert (batch["npy"] > 0).all()
 
 
 def test_a_store_packed_again_keeps_all_fields(tmp_path: Path, shards: Path) -> None:

@@ -120,12 +120,13 @@ def check(folders: list[Path], crops: int, seed: int, as_json: bool) -> int:
 
 def check_file(path: Path, crops: int, seed: int) -> Checked:
     """Pack a file as far as its record, and compare crops with the file's own pixels."""
-    prepared = prepare(Item(str(path), str(path)), Source("flat", [], None, 0, []), Options(), None)
+    prepared = prepare(Item(str(path), str(path)), Source("flat", [], None, 0, []), options=Options())
     if isinstance(prepared, LeftOut):
         return Checked(str(path), None, prepared.reason)
-    (stored,) = record.parse(record.build([prepared.image]))
-    result = Checked(str(path), prepared.outcome, tiles.OUTCOMES[prepared.outcome])
-    if prepared.outcome != tiles.RECUT:
+    (stored,) = record.parse(record.build(prepared.fields))
+    outcome = prepared.cells["tiles"]
+    result = Checked(str(path), outcome, tiles.OUTCOMES[outcome])
+    if outcome != tiles.RECUT:
         return result
     data = path.read_bytes()
     result = result._replace(original_bytes=len(data), payload_bytes=len(stored.payload), index_bytes=len(stored.tiles))

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from fastload import decode, jpeg, record, tiles
+from fastload import blocks, decode, jpeg, record, tiles
 from fastload.geometry import Box
 from fastload.prepare import LeftOut, Options, prepare
 from fastload.sources import Item, Source
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     """What happens to a crop: an image, the tiles of it that are decoded, and the small JPEG that these make."""
 
     field: record.Field
-    whole: jpeg.Pixels
+    whole: blocks.Values
     crop: Box
     tile: tuple[int, int]
     mcu: tuple[int, int]
@@ -63,17 +63,19 @@ def draw(image: Path | None, crop: list[int] | None, out: Path) -> int:
     """Draw the picture for an image, the cat by default; returns the exit status."""
     with tempfile.TemporaryDirectory() as temporary:
         path = image or get_cat(Path(temporary))
-        prepared = prepare(Item(path.name, str(path)), Source("flat", [], None, 0, []), Options(encode="jpeg"), None)
-    if isinstance(prepared, LeftOut) or prepared.outcome != tiles.RECUT:
-        reason = prepared.reason if isinstance(prepared, LeftOut) else tiles.OUTCOMES[prepared.outcome]
+        source = Source("flat", [], None, 0, [])
+        prepared = prepare(Item(path.name, str(path)), source, options=Options(encode="jpeg"))
+    if isinstance(prepared, LeftOut) or prepared.cells["tiles"] != tiles.RECUT:
+        reason = prepared.reason if isinstance(prepared, LeftOut) else tiles.OUTCOMES[prepared.cells["tiles"]]
         print(f"tools/draw_tiles: {path} has no tiles: {reason}; try another image", file=sys.stderr)
         return 2
-    size = prepared.image.height, prepared.image.width
+    (field,) = prepared.fields
+    size = field.height, field.width
     box = Box(*crop) if crop else CATS_CROP if image is None else right_of_the_middle(*size)
     if not box.inside(size):
         print(f"tools/draw_tiles: the crop {tuple(box)} is not inside {size[1]} x {size[0]} pixels", file=sys.stderr)
         return 2
-    reading = read(prepared.image, box)
+    reading = read(field, box)
     if reading is None:
         print("tools/draw_tiles: this crop takes all tiles; give a smaller one with --crop", file=sys.stderr)
         return 2
@@ -210,7 +212,7 @@ def draw_small(panel: Any, reading: Reading, scale: float) -> None:
     frame(panel, crop, CROP)
 
 
-def dimmed(pixels: jpeg.Pixels, bright: Any) -> jpeg.Pixels:
+def dimmed(pixels: blocks.Values, bright: Any) -> jpeg.Pixels:
     """The picture, grey and pale where it is not `bright`."""
     grey = pixels.mean(2, keepdims=True)
     pale = 0.55 * 255 + 0.45 * (0.7 * grey + 0.3 * pixels)
