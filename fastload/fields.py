@@ -55,8 +55,8 @@ class Spec(NamedTuple):
     """One field.
 
     name: its keys on the way to it, joined by dots; the transformed image is always "image". kind: see above. type: of
-    `TYPES`, what it comes back as; scalar is NumPy's, file an `EncodedImage`. dtype, shape: of what lies in a column; of
-    arrays what the first samples have in common, 0 for sides that differ. column: where it lies, None for the record.
+    `TYPES`, what it comes back as; scalar is NumPy's, file an `EncodedImage`. dtype, shape: of what lies in a column;
+    of arrays what the first samples have in common, 0 for sides that differ. column: where it lies, None for a record.
     fill: of a mask, the value of what lies outside. format: of boxes, as torchvision calls it. channels: of images.
     """
 
