@@ -128,7 +128,9 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         "--background", type=_colour, metavar="R,G,B", help="lay transparent images on a colour, 255,255,255 say"
     )
     parser.add_argument("--depth", type=int, choices=(8, 16), help="bits of a value (default: the first image's)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads (default: all usable cores); of a dataset, processes"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     _json(parser)
     parser.set_defaults(run=_pack)
@@ -206,11 +208,11 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(figures.get("", figures)))
     stem, suffix = os.path.splitext(arguments.destination)
-    left_out = 0
+    left_out, what = 0, "file" if isinstance(source, str) else "sample"
     for part, report in reports.items():
         store = f"{stem}-{part}{suffix}" if part else arguments.destination
         if not arguments.json:
-            rate = f" ({report.samples / report.seconds:.0f} images/s)" if report.seconds else ", from before"
+            rate = f" ({report.samples / report.seconds:.0f} samples/s)" if report.seconds else ", from before"
             print(
                 f"{store}: {_count(report.samples, 'sample')}, {_count(report.classes, 'class', 'es')}, "
                 f"{_bytes(report.bytes)}, {report.seconds:.1f} s{rate}"
@@ -218,7 +220,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         if report.quarantined:
             left_out += report.quarantined
             where = shlex.quote(store)
-            _say(f"left out: {_count(report.quarantined, 'file')}; `fastload info --quarantine {where}` says why")
+            _say(f"left out: {_count(report.quarantined, what)}; `fastload info --quarantine {where}` says why")
     return 3 if left_out else 0
 
 

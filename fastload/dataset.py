@@ -69,7 +69,8 @@ class ImageDataset(Dataset[Any]):
         int16, with 1 channel or 3; PIL images have one channel, mode "I;16". By default what the packed dataset gave;
         tensors, if files were packed.
     decoder: of a field of bytes: a callable that gets a view of them, in the store's memory, and returns its value;
-        where there are several such fields, a dict of these by name. It runs in the workers.
+        where there are several such fields, a dict of these by name. It runs in the workers; a
+        `fastload.errors.DecodeError` of it makes the sample one that can't be decoded.
     cache: an `ImageCache`, or a budget such as "4GB" for one that drops the least recently used; None for none. Images
         are kept whole, at full size.
     on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another

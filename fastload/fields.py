@@ -2,7 +2,8 @@
 
 A sample is a tree of tuples, lists and dicts whose leaves are fields. `learn` looks at a few samples and describes the
 tree and each leaf (`Spec`) as a `Schema`, which the manifest holds; every other sample has to fit. Where samples differ
-in structure, and for lists of numbers and texts, the field is one of JSON.
+in structure, and for lists of numbers and texts, the field is one of JSON. Of subclasses nothing is kept: a named tuple
+comes back as a tuple, since opening a stranger's store must not look for classes.
 
     kind        is                                          lies
     image       a picture; the first one is transformed     record, see `record`; a column where all are raw
