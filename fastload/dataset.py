@@ -152,10 +152,11 @@ class ImageDataset(Dataset[Any]):
         self.fields: tuple[str, ...] = tuple(leaves(schema.sample))
         if target_transform is not None and len(self.fields) != 2:
             raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self.fields)}")
+        self._has_images = schema.image is not None
         self._columns = [spec for spec in schema.others if spec.column is not None]
         self._values = [Value(spec, image_type) for spec in schema.others if spec.column is None]
         set_decoders(self._values, decoder)
-        if schema.image is None and self.transform.transforms:
+        if not self._has_images and self.transform.transforms:
             raise ValueError(f"{path} has no images that {self.transform} could work on; leave the transform out")
         self.failures = Failures(_limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
@@ -267,7 +268,7 @@ class ImageDataset(Dataset[Any]):
         return image if dtype == own else image.to(torch.promote_types(dtype, torch.float32)).div_(scale).to(dtype)
 
     def _check_images(self) -> None:
-        if self.store.schema.image is None:
+        if not self._has_images:
             raise ValueError(f"{self.store.path} has no images; its fields are {', '.join(self.fields)}")
 
     def _stored(self, index: int, size: Size) -> Values | record.Field:
@@ -435,7 +436,7 @@ class ImageDataset(Dataset[Any]):
         return [np.uint8 if all((chunk <= 255).all() for chunk in column.chunks()) else np.int32 for column in columns]
 
     def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
-        if self.store.schema.image is None:
+        if not self._has_images:
             return [(0, 0)] * len(indices)
         return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]
 
@@ -518,7 +519,7 @@ class Reading:
             and dataset.image_type == "tensor"
             and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
             and not (self._masks and dataset.target_transform is not None)
-        ) or dataset.store.schema.image is None
+        ) or not dataset._has_images
         self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
         self._finished_masks: list[list[Any]] = [[None] * len(self._pictures) for _ in self._masks]
 
@@ -529,7 +530,7 @@ class Reading:
         here would keep the interpreter from those for a millisecond.
         """
         dataset = self._dataset
-        if dataset.store.schema.image is None:
+        if not dataset._has_images:
             return
         size = dataset.transform.output_size
         sizes = [size or self._plans(place)[-1].output_size for place in range(len(self._todo))]
@@ -557,7 +558,7 @@ class Reading:
     def _plans(self, place: int) -> list[Plan]:
         index, size = self._todo[place]
         dataset = self._dataset
-        return dataset.transform.plans(size, self._random(place, index)) if dataset.store.schema.image else []
+        return dataset.transform.plans(size, self._random(place, index)) if dataset._has_images else []
 
     def _random(self, place: int, index: int) -> SampleRandom:
         """The randomness of a sample; of its own for each time that it comes in an epoch."""
