@@ -91,6 +91,8 @@ def as_list(samples: Sequence[Any]) -> Any:
     Example:
         >>> loader = fastload.DataLoader(dataset, batch_size=8, collate_fn=fastload.collate.as_list)
     """
+    if isinstance(samples, Batch) and samples.tree is not None:
+        samples = list(samples)  # dicts within them stay what they are
     return _mapped(samples, lambda values, _: _listed(values))
 
 
@@ -170,7 +172,7 @@ class Pad:
         """One column. pictures: the heights and widths of the samples' pictures."""
         tensors = _tensors(values)
         if tensors is None:
-            return default_collate(list(values))
+            return list(values) if isinstance(values[0], (Mapping, tuple, list)) else default_collate(list(values))
         shapes = _shapes(tensors)
         as_pictures = [s[-2:] for s in shapes] == pictures
         if len({(len(s), s[:-2] if as_pictures else s[1:]) for s in shapes}) > 1:
@@ -249,7 +251,7 @@ class _Collate:
         """The batch of these samples."""
         if not isinstance(samples, Batch):
             return default_collate(samples)
-        return _mapped(samples, lambda values, _: _stacked(values))
+        return _mapped(samples, _stacked)
 
     def __reduce__(self) -> str:
         return "collate"  # there is one
@@ -289,7 +291,10 @@ def _leaves(samples: Any) -> list[Column]:
 
 
 def _is_nested(values: Column) -> bool:
-    return isinstance(values, list) and isinstance(values[0], (Mapping, tuple, list))
+    """Whether these are containers of one structure."""
+    if not isinstance(values, list) or not isinstance(values[0], (Mapping, tuple, list)):
+        return False
+    return all(type(value) is type(values[0]) and len(value) == len(values[0]) for value in values)
 
 
 def _tensors(values: Column) -> Sequence[torch.Tensor] | torch.Tensor | None:
@@ -318,15 +323,18 @@ def _listed(values: Column) -> Any:
     return list(values)
 
 
-def _stacked(column: Column) -> Any:
+def _stacked(column: Column, name: str) -> Any:
     if isinstance(column, torch.Tensor):
         return column
     shapes = {tuple(value.shape) for value in column if hasattr(value, "shape")}
     if len(shapes) > 1:
+        what, cure = f"values of {name!r}", ""
+        if name in ("", "image"):
+            what = "pictures"
+            cure = "give the dataset a transform that makes them equal, RandomResizedCrop(224) say, or "
         raise RuntimeError(
-            f"the batch's pictures have different shapes, {' and '.join(map(str, sorted(shapes)[:2]))} among them; "
-            "give the dataset a transform that makes them equal, RandomResizedCrop(224) say, or pass a collate_fn: "
-            "fastload.collate.pad or fastload.collate.as_list"
+            f"the batch's {what} have different shapes, {' and '.join(map(str, sorted(shapes)[:2]))} among them; "
+            f"{cure}pass a collate_fn: fastload.collate.pad or fastload.collate.as_list"
         )
     if type(column[0]).__module__.startswith("PIL."):
         raise TypeError(

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from .errors import FastloadError, SourceError, StoreFormatError
 from .fields import KINDS as FIELD_KINDS
+from .fields import is_kind
 from .pack import pack, pack_splits
 from .prepare import MAX_PIXELS, Encode, Exif
 from .sources import Format
@@ -103,7 +104,11 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=_window, metavar="auto|C,W", help="of DICOM: center and width, for 8 bits")
     parser.add_argument("--rescale", action="store_true", help="of DICOM: Hounsfield units and the like")
     parser.add_argument(
-        "--kind", action="append", type=_kind, metavar="FIELD=KIND", help="what a dataset's field is: 1=mask say"
+        "--kind",
+        action="append",
+        type=_kind,
+        metavar="FIELD=KIND",
+        help="what a field of a dataset or a shard is: 1=mask say",
     )
     parser.add_argument(
         "--split",
@@ -149,7 +154,7 @@ def _window(text: str) -> str | tuple[float, ...]:
 
 def _kind(text: str) -> tuple[str, str]:
     name, found, kind = text.partition("=")
-    if not found or kind not in FIELD_KINDS:
+    if not found or not is_kind(kind):
         raise argparse.ArgumentTypeError(f"{text!r} is no FIELD=KIND; a kind may be {', '.join(FIELD_KINDS)}")
     return name, kind
 
@@ -162,6 +167,11 @@ def _colour(text: str) -> tuple[int, ...]:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
+    with _importing_from_here():
+        return _packed(arguments)
+
+
+def _packed(arguments: argparse.Namespace) -> int:
     names = (
         "format",
         "root",
@@ -586,7 +596,8 @@ def _memory(arguments: argparse.Namespace) -> int:
 
     if arguments.plot:
         check_plot(arguments.plot)
-    model = _made(arguments.model)
+    with _importing_from_here():
+        model = _made(arguments.model)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{arguments.model} gives {model!r}; name a function that returns a torch.nn.Module, or a class of them"
@@ -612,6 +623,17 @@ def _memory(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Look for modules in the current folder first; worker processes do so too."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
 def _made(name: str) -> Any:
     """What MODULE:FACTORY makes, or is; the module is looked for in the current folder first."""
     from torch import nn
@@ -620,15 +642,14 @@ def _made(name: str) -> Any:
     module_name, _, factory_name = name.partition(":")
     if not module_name or not factory_name:
         raise ValueError(f"{name!r} is no MODULE:FACTORY; write `models:make` for the function `make` in models.py")
-    folder = os.getcwd()
-    if folder not in sys.path:  # and it stays there, for worker processes that import the module too
-        sys.path.insert(0, folder)
+    if module_name.endswith(".py"):
+        raise ValueError(f"{name!r} names a file; write the module: {module_name[:-3]}:{factory_name}")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name, None)
         return factory() if callable(factory) and not isinstance(factory, nn.Module | Dataset) else factory
     except Exception as error:  # the user's own code; it may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.split(".")[0]):
-            raise ValueError(f"there is no module {module_name!r} in {folder} or on Python's path") from None
+            raise ValueError(f"there is no module {module_name!r} in {os.getcwd()} or on Python's path") from None
         raise RuntimeError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 

@@ -20,6 +20,7 @@ import math
 import operator
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -156,6 +157,13 @@ class ImageDataset(Dataset[Any]):
         self._columns = [spec for spec in schema.others if spec.column is not None]
         self._values = [Value(spec, image_type) for spec in schema.others if spec.column is None]
         set_decoders(self._values, decoder)
+        others = [spec.name for spec in schema.of_kind("image")[1:]]
+        if others and self.transform.geometric:
+            warnings.warn(
+                f"{self.transform} moves the first picture of each sample alone; {', '.join(others)} come as they were "
+                "packed",
+                stacklevel=2,
+            )
         if not self._has_images and self.transform.transforms:
             raise ValueError(f"{path} has no images that {self.transform} could work on; leave the transform out")
         self.failures = Failures(_limit(max_failures, len(self.store)))

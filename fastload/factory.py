@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -43,6 +43,7 @@ def make_loader(
     on_error: OnError = "placeholder",
     max_failures: int | float | None = None,
     device_resident: bool = False,
+    collate_fn: Callable[[Any], Any] | None = None,
 ) -> DevicePrefetcher[Any]:
     """Batches of a store on the device: [images, labels], uint8 (batch, 3, size, size) and int64 (batch,).
 
@@ -68,6 +69,8 @@ def make_loader(
         options are not used. A path gets no transform; a dataset's may be RandomCrop (with padding), CenterCrop and
         RandomHorizontalFlip. Damaged images are found at once.
 
+    collate_fn: for samples of different sizes: `fastload.collate.pad` or `as_list`.
+
     Where torch.distributed is initialised, each rank gets its share of one order, the same for any number of ranks.
     Every `iter()` is the next epoch, in order and pictures, on all ranks alike; `set_epoch` chooses one. `state_dict`
     and `load_state_dict` resume anywhere, on any number of ranks.
@@ -77,6 +80,11 @@ def make_loader(
     Example:
         >>> for images, labels in fastload.make_loader("db.lmdb", 64, train=True): ...
     """
+    if not isinstance(path_or_dataset, str | os.PathLike | ImageDataset):
+        raise TypeError(
+            f"make_loader takes a store or an ImageDataset, got a {type(path_or_dataset).__name__}; fastload.pack "
+            "makes a store of any dataset, and fastload.DataLoader loads any as it is"
+        )
     if isinstance(path_or_dataset, ImageDataset):
         dataset = path_or_dataset
     else:
@@ -121,6 +129,7 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=on_cuda,
         drop_last=drop_last,
+        collate_fn=collate_fn,
         worker_type="thread" if threads_per_worker is None else "process",
         threads_per_worker=threads_per_worker,
     )

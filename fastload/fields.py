@@ -3,12 +3,14 @@
 A sample is a tree of tuples, lists and dicts whose leaves are fields. `learn` looks at a few samples and describes the
 tree and each leaf (`Spec`) as a `Schema`, which the manifest holds; every other sample has to fit. Where samples differ
 in structure, and for lists of numbers and texts, the field is one of JSON. Of subclasses nothing is kept: a named tuple
-comes back as a tuple, since opening a stranger's store must not look for classes.
+comes back as a tuple, since opening a stranger's store must not look for classes. Pillow's pictures are kept as grey or
+RGB.
 
     kind        is                                          lies
     image       a picture; the first one is transformed     record, see `record`; a column where all are raw
     mask        whole numbers (height, width)               record, as blocks
-    boxes       float32 (n, 4), x, y, width, height         record, as an array
+    boxes       float32 (n, 4), x, y, width, height;        record, as an array
+                boxes:XYXY and boxes:CXCYWH come in these
     integer     int, bool, or a scalar of NumPy or torch    column
     real        float, or a scalar of NumPy or torch        column
     vector      an array or tensor of one shape             column; only on request
@@ -30,6 +32,7 @@ import torch
 from PIL import Image
 
 from . import arrays, record
+from .boxes import Format as BoxFormat
 from .errors import DecodeError, SourceError
 from .samples import EncodedImage
 
@@ -162,10 +165,10 @@ def learn(samples: Sequence[Any], kinds: Mapping[str, str] = {}) -> Schema:
     Raises:
         SourceError: a value is of a type that no field has; samples differ, and JSON can't say how.
     """
-    wrong = {name: kind for name, kind in kinds.items() if kind not in KINDS}
+    wrong = {name: kind for name, kind in kinds.items() if not is_kind(kind)}
     if wrong:
         raise SourceError(f"{wrong} names kinds that there are not; a field's kind may be {', '.join(KINDS)}")
-    learner = _Learner(dict(kinds))
+    learner = _Learner({str(name): kind for name, kind in kinds.items()})
     node = learner.node(list(samples), "")
     unknown = learner.kinds.keys() - learner.met
     if unknown:
@@ -180,6 +183,12 @@ def learn(samples: Sequence[Any], kinds: Mapping[str, str] = {}) -> Schema:
             f"up to {_RECORD_FIELDS} of these can be stored: take whole dicts as one field, kinds={{NAME: 'json'}}"
         )
     return Schema(_renamed(node, renamed), tuple(specs))
+
+
+def is_kind(kind: str) -> bool:
+    """Whether there is such a kind; boxes may have a format: `boxes:XYXY`."""
+    name, colon, format = str(kind).partition(":")
+    return name in KINDS and (not colon or (name == "boxes" and format in get_args(BoxFormat)))
 
 
 class _Learner:
@@ -212,7 +221,10 @@ class _Learner:
         if kind is not None:
             return _declared(values, path, kind)
         found = {_recognised(value, path) for value in values}
-        if {spec.kind for spec in found} == {"image"}:  # grey ones among others have three channels
+        types = {spec.type for spec in found}
+        if len(found) > 1 and {spec.kind for spec in found} <= {"image", "array"} and types <= {"tensor", "numpy"}:
+            found = {_plain_array(value, path) for value in values}  # of one and of three planes: it may be anything
+        if {spec.kind for spec in found} == {"image"}:  # Pillow's grey ones among others have three channels
             found = {spec._replace(channels=max(spec.channels for spec in found)) for spec in found}
         if {spec.kind for spec in found} == {"array"}:
             found = _alike(found)
@@ -220,9 +232,9 @@ class _Learner:
             return found.pop()
         if all(map(is_json, values)):
             return Spec(path, "json", "json")
-        types = sorted({type(value).__name__ for value in values})
+        names = sorted({type(value).__name__ for value in values})
         raise SourceError(
-            f"{_called(path)} differs among samples ({' and '.join(types)}, or their keys or lengths), which only what "
+            f"{_called(path)} differs among samples ({' and '.join(names)}, or their keys or lengths), which only what "
             "JSON can say may; let the dataset give one type"
         )
 
@@ -309,6 +321,11 @@ def _array_spec(value: Any, path: str) -> Spec:
     channels = value.shape[0 if type_ == "tensor" else -1] if value.ndim == 3 else 0
     if value.dtype in (np.uint8, torch.uint8) and channels in (1, 3) and 0 not in value.shape:
         return Spec(path, "image", type_, channels=channels)
+    return _plain_array(value, path)
+
+
+def _plain_array(value: Any, path: str) -> Spec:
+    type_ = "tensor" if isinstance(value, torch.Tensor) else "scalar" if isinstance(value, np.generic) else "numpy"
     dtype = _numpy_dtype(value.dtype) if type_ == "tensor" else value.dtype
     if dtype is None or dtype.kind not in "biuf" or dtype.itemsize > 8 or not dtype.isnative:
         return Spec(path, "array", type_)
@@ -332,9 +349,11 @@ def _declared(values: list[Any], path: str, kind: str) -> Spec:
     if kind == "vector":
         array = _numbers(first, path)
         return Spec(path, "vector", type_, array.dtype.newbyteorder("<").str, array.shape)
-    if kind in ("mask", "json", "boxes"):
-        format = first.format.name if hasattr(first, "canvas_size") else "XYWH" if kind == "boxes" else ""
-        return Spec(path, kind, "json" if kind == "json" else type_, format=format)  # type: ignore[arg-type]
+    if kind.startswith("boxes"):
+        own = first.format.name if hasattr(first, "canvas_size") else "XYWH"
+        return Spec(path, "boxes", type_, format=kind.partition(":")[2] or own)
+    if kind in ("mask", "json"):
+        return Spec(path, kind, "json" if kind == "json" else type_)  # type: ignore[arg-type]
     spec = _recognised(first, path)
     if kind == "array" and isinstance(first, np.ndarray | torch.Tensor):
         return Spec(path, "array", type_)

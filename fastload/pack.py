@@ -109,8 +109,9 @@ def pack(
     label_from: of DICOM files, the element that labels are taken from: "Modality", or its tag "0008,0060". header: more
         elements to keep as fields, by keyword. window: "auto", or (center, width), for 8 bits; rescale: Hounsfield
         units and the like, as int16; by default stored values are kept whole.
-    kinds: of a dataset's fields, where their values don't tell it: {"1": "mask"} for the second of each sample,
-        {"target.boxes": "boxes"} for what is in a dict.
+    kinds: of the fields of a dataset, of shards or Parquet files, where their values don't tell it: {"1": "mask"} for
+        the second of each sample, {"target.boxes": "boxes"} for what is in a dict. Boxes are (x, y, width, height);
+        "boxes:XYXY" are corners, "boxes:CXCYWH" centres and sizes.
     short_side, max_side: shrink images whose shorter or longer side is larger, in pixels; never enlarges.
     quality: re-encode every image as a JPEG of this quality, 1 to 100; 95 for images that are shrunk.
     encode: "keep" bytes as they are where possible, make everything "jpeg", or store "raw" pixels (uint8 RGB); raw
@@ -151,8 +152,6 @@ def pack(
             )
         dataset = open_dataset(source, kinds or {}, workers or 0)
         return _pack(dataset, final, options, form_of(dataset, options), None, progress)
-    if kinds:
-        raise ValueError(f"kinds is {kinds}; it goes with a dataset, files say what they are")
     listed = open_source(
         source,
         format,
@@ -166,6 +165,7 @@ def pack(
         header=header,
         window=window,
         rescale=rescale,
+        kinds=kinds,
         max_pixels=max_pixels,
         ignore=_files_of(final),
     )

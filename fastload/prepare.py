@@ -318,7 +318,7 @@ def _prepared(
         value = contents.get(spec.name)
         if spec.column is None:
             others.append(_field(value, spec, whole, size, options))
-        elif spec.column not in cells or value is not None:
+        elif spec.name in contents:
             cells[spec.column] = cell(spec, value)
     if others:
         cells["others_checksum"] = record.joint_checksum(record.checksum(field.payload) for field in others)
@@ -482,8 +482,12 @@ def _pixels(content: Any, spec: Spec, options: Options) -> Pixels:
     pixels: Pixels = content
     if pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
         raise SourceError(f"{spec.name!r} has the shape {content.shape} (height, width, channels); channels are 1 or 3")
-    if spec.type and pixels.shape[2] > spec.channels:
-        raise SourceError(f"{spec.name!r} has colours, the images before it are grey; let the dataset give one kind")
+    exact = spec.type in ("tensor", "numpy")  # of Pillow's pictures grey ones may become colours
+    if spec.type and (pixels.shape[2] > spec.channels or (exact and pixels.shape[2] < spec.channels)):
+        raise SourceError(
+            f"{spec.name!r} has {pixels.shape[2]} channels, the first samples {spec.channels}; let the dataset give "
+            "one kind of images, or pack them as arrays, which no transform moves: kind array"
+        )
     return np.repeat(pixels, 3, 2) if spec.type and pixels.shape[2] < spec.channels else pixels
 
 

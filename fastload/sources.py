@@ -56,6 +56,7 @@ _GO_WITH: dict[str, tuple[Format, ...]] = {
     "header": ("dicom",),
     "window": ("dicom",),
     "rescale": ("dicom",),
+    "kinds": ("tar", "parquet"),
 }
 """The formats that an option goes with, where not all of them have it."""
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
@@ -177,6 +178,7 @@ def open_source(
     header: Sequence[str] = (),
     window: str | tuple[float, float] | None = None,
     rescale: bool = False,
+    kinds: Mapping[str, str] | None = None,
     max_pixels: int = labelme.MAX_PIXELS,
     ignore: Sequence[str] = (),
 ) -> Source:
@@ -196,6 +198,7 @@ def open_source(
     image_column, label_columns: of a list with a header, see `label_lists.read_list`, or of Parquet files.
     part: `train` or `test` of MNIST and CIFAR, or a split of Parquet files; all there is by default.
     label_from, header, window, rescale: of DICOM, see `dicom.read_dicom`.
+    kinds: of the fields of tar shards and Parquet files, where these don't say it, see `fields`.
     max_pixels: no mask is drawn for a larger image.
     ignore: files that are no items wherever they lie, such as the store that is being written.
 
@@ -226,7 +229,7 @@ def open_source(
     given: dict[str, object] = {
         **{"root": root and os.fspath(root), "part": part, "image_column": image_column},
         **{"label_columns": label_columns, "label_from": label_from, "header": tuple(header) or None},
-        **{"window": window, "rescale": rescale or None},
+        **{"window": window, "rescale": rescale or None, "kinds": kinds or None},
     }
     for option, value in given.items():
         if value is not None and format not in _GO_WITH[option]:
@@ -243,8 +246,8 @@ def open_source(
         "mnist": lambda: _small_images(path, small_images.read_mnist(path, part), "mnist"),
         "cifar": lambda: _small_images(path, small_images.read_cifar(path, part), "cifar"),
         "coco": lambda: _of_samples(path, coco.read_coco(path, start, max_pixels=max_pixels), "coco"),
-        "tar": lambda: _of_samples(path, tar_shards.read_shards(path), "tar"),
-        "parquet": lambda: _parquet(path, part, image_column, label_columns),
+        "tar": lambda: _of_samples(path, tar_shards.read_shards(path), "tar", kinds),
+        "parquet": lambda: _parquet(path, part, image_column, label_columns, kinds),
         "dicom": lambda: _dicom(path, ignore, label_from, header, window, rescale, max_pixels),
         "store": lambda: _store(path),
     }
@@ -522,12 +525,16 @@ def _listed_pair(entry: label_lists.Entry, root: str, names: list[str]) -> Item:
 
 
 def _parquet(
-    path: str, part: str | None, image_column: str | int | None, label_columns: Sequence[str] | None
+    path: str,
+    part: str | None,
+    image_column: str | int | None,
+    label_columns: Sequence[str] | None,
+    kinds: Mapping[str, str] | None,
 ) -> Source:
     if isinstance(image_column, int):
         raise SourceError(f"image_column is {image_column}; columns of Parquet files have names")
     found = parquet.read_parquet(path, part, image_column=image_column, label_columns=label_columns)
-    return _of_samples(path, found, "parquet")
+    return _of_samples(path, found, "parquet", kinds)
 
 
 def _dicom(
@@ -546,7 +553,7 @@ def _dicom(
     return _of_samples(path, found, "dicom")
 
 
-def _of_samples(path: str, found: Samples, format: str) -> Source:
+def _of_samples(path: str, found: Samples, format: str, kinds: Mapping[str, str] | None = None) -> Source:
     """A source whose samples are dicts; what they consist of is learned from some that are spread over it."""
     items = [Item(name, path, (), found.problems.get(i), i) for i, name in enumerate(found.names)]
     whole = [item.sample for item in items if item.problem is None and item.sample is not None]
@@ -560,7 +567,7 @@ def _of_samples(path: str, found: Samples, format: str) -> Source:
     if items and not first:
         why = str(error) if error else found.problems[0]
         raise SourceError(f"{path}: none of the samples looked at can be read; the first: {why}")
-    schema = _learned(first, found.kinds) if first else None
+    schema = _learned(first, {**found.kinds, **(kinds or {})}) if first else None
 
     def read(item: Item) -> dict[str, Any]:
         assert item.sample is not None

@@ -44,7 +44,8 @@ def open_dataset(dataset: Any, kinds: Mapping[str, str], workers: int) -> Source
     fields = [(spec.name, spec.kind) for spec in reader.schema.specs]
     has_classes = named and (("label", "integer") in fields or any(kind == "mask" for _, kind in fields))
     return Source(
-        *("dataset", _Items(reader.count or 0), list(classes) if has_classes and classes else None, 1, []),
+        *("dataset", _Items(reader.count or 0), list(classes) if has_classes and classes else None, 1),
+        notes=_remarks(reader, kinds),
         schema=reader.schema,
         masks={spec.name: spec.fill for spec in reader.schema.of_kind("mask")},
         read=reader.read,
@@ -52,6 +53,24 @@ def open_dataset(dataset: Any, kinds: Mapping[str, str], workers: int) -> Source
         content=reader.content,
         outcomes=reader.outcomes,
     )
+
+
+def _remarks(reader: _Reader, kinds: Mapping[str, str]) -> list[str]:
+    """What whoever packs may not expect."""
+    pictures = [spec.name for spec in reader.schema.of_kind("image")[1:]]
+    modes = {value.mode for values in reader.first for value in values.values() if isinstance(value, Image.Image)}
+    lost = sorted(modes - {"L", "RGB", "P", "1", "I", "F"} - {mode for mode in modes if mode.startswith("I;")})
+    remarks = []
+    if pictures:
+        remarks.append(
+            f"transforms move the first picture alone, {', '.join(pictures)} come as they are; a mask moves along if "
+            "it is said to be one, with kinds={NAME: 'mask'}"
+        )
+    if "boxes" in kinds.values():
+        remarks.append("boxes are taken as (x, y, width, height); for corners (x1, y1, x2, y2) the kind is boxes:XYXY")
+    if lost:
+        remarks.append(f"pictures of mode {', '.join(lost)} are kept as RGB, without alpha; arrays keep all channels")
+    return remarks
 
 
 class _Items(Sequence[Item]):
@@ -194,7 +213,14 @@ class _Reader:
         except Exception as error:  # where processes are not forked, a dataset has to be sent there
             raise PackError(f"worker processes can't be started with this dataset: {_told(error)}") from error
         try:
+            first: Prepared | LeftOut | None = None
             for number, outcome in enumerate(outcomes):  # those of several processes come in turn
+                if self.iterable and number == 1 and self.workers > 1 and _same(outcome, first):
+                    raise SourceError(
+                        f"{type(self.dataset).__name__} gives the same first sample in two workers: each would pack "
+                        "all of it; let __iter__ give each its share, by torch's get_worker_info, or leave workers out"
+                    )
+                first = outcome if number == 0 else first
                 if not self.iterable:
                     yield outcome
                 elif number >= start:
@@ -224,6 +250,12 @@ class _Streamed(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Prepared | LeftOut]:
         for item, read in self.reader.streamed(iter(self.reader.dataset)):
             yield self.one(item, self.source._replace(read=read))
+
+
+def _same(outcome: Prepared | LeftOut, other: Prepared | LeftOut | None) -> bool:
+    if not isinstance(outcome, Prepared) or not isinstance(other, Prepared):
+        return False
+    return (outcome.fields, repr(outcome.cells)) == (other.fields, repr(other.cells))
 
 
 def _as_it_is(outcome: Any) -> Any:

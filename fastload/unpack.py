@@ -41,6 +41,7 @@ _EXTENSION = 100  # file systems take 255 bytes, the sample's own name among the
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MASK_FOLDERS = {"mask": "masks"}
 CLASSES = "classes.txt"
+_LISTED = ("list", "mnist", "cifar", "tar", "parquet", "dicom", "dataset")
 LABELS = "labels.tsv"
 """The list that is written beside the files where folders don't tell the labels."""
 
@@ -212,7 +213,8 @@ class _Folder(contextlib.AbstractContextManager["_Folder"]):
         target.mkdir(parents=True, exist_ok=True)
         self._store, self._target = store, target
         labels = store.columns["label"]
-        self._listed = store.manifest["source"] in ("list", "mnist", "cifar", "tar") and not store.masks
+        from_list, unlabelled = store.manifest["source"] == "list", all((c == -1).all() for c in labels.chunks())
+        self._listed = from_list or (store.manifest["source"] in _LISTED and not (store.masks or unlabelled))
         self._real = self._listed and labels.dtype.kind == "f"
         self._names, self._mask_names = _Names({LABELS} if self._listed else set()), _Names(set())
         columns = range(labels.shape[0] if labels.shape else 1)

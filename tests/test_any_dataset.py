@@ -892,3 +892,104 @@ def test_names_of_fields_are_all_different(tmp_path: Path) -> None:
         names: Sequence[str] = [*leaves(Store(tmp_path / f"{number}.lmdb").schema.sample)]
         assert len({*names}) == len(names)
         assert all(same(found, sample) for found in read_all(tmp_path / f"{number}.lmdb"))
+
+
+# ---- what a stranger stumbled over
+
+
+def test_pictures_of_other_channels_are_never_changed(tmp_path: Path) -> None:
+    """Among the first samples they are arrays; later ones are left out, with the reason."""
+    mixed = [(torch.full((3 - 2 * (i % 2), 20, 30), i, dtype=torch.uint8), i) for i in range(4)]
+    pack(mixed, tmp_path / "a.lmdb")
+    assert same([ImageDataset(tmp_path / "a.lmdb")[i] for i in range(4)], mixed)
+    late = [(torch.full((3, 20, 30), i, dtype=torch.uint8), i) for i in range(200)]
+    late[38] = (torch.zeros((1, 20, 30), dtype=torch.uint8), 38)
+    assert pack(late, tmp_path / "b.lmdb").quarantined == 1
+    (entry,) = Store(tmp_path / "b.lmdb").quarantine()
+    assert "1 channels, the first samples 3" in entry["reason"]
+
+
+def test_instance_masks_of_any_number_are_arrays(tmp_path: Path) -> None:
+    """(n, height, width), as torchvision's detection models take them, one or three of them too."""
+    samples = [{"masks": torch.ones((n, 8, 9), dtype=torch.uint8)} for n in (1, 3, 2, 3, 1)]
+    pack(samples, tmp_path / "db.lmdb")
+    assert same([ImageDataset(tmp_path / "db.lmdb")[i] for i in range(5)], samples)
+
+
+def test_a_second_picture_is_told_of(tmp_path: Path) -> None:
+    """When it is packed, and when a transform would move the first one alone."""
+    pictures = [(Image.new("RGB", (20, 10), (i, 0, 0)), Image.new("RGB", (20, 10), (0, i, 0))) for i in range(3)]
+    report = pack(pictures, tmp_path / "db.lmdb")
+    assert any("1 come as they are" in note for note in report.notes)
+    with pytest.warns(UserWarning, match="first picture of each sample alone; 1 come"):
+        sample = ImageDataset(tmp_path / "db.lmdb", Resize(5), image_type="tensor")[0]
+    assert [picture.shape for picture in sample] == [(3, 5, 10), (3, 10, 20)]
+
+
+def test_boxes_of_corners(tmp_path: Path) -> None:
+    """`boxes:XYXY` are torchvision's: they come back as corners, moved; plain boxes are told of."""
+    samples = [(Image.new("RGB", (200, 200)), {"boxes": torch.tensor([[10.0, 20.0, 30.0, 50.0]])})] * 3
+    report = pack(samples, tmp_path / "db.lmdb", kinds={"1.boxes": "boxes:XYXY"})
+    flipped = ImageDataset(tmp_path / "db.lmdb", RandomHorizontalFlip(1.0))[0]
+    assert flipped[1]["boxes"].tolist() == [[170, 20, 190, 50]]
+    assert report.notes == ()
+    report = pack(samples, tmp_path / "db.lmdb", kinds={"1.boxes": "boxes"}, overwrite=True)
+    assert any("boxes:XYXY" in note for note in report.notes)
+
+
+class _Whole(IterableDataset[Any]):
+    """Gives all of its samples in every worker."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(torch.full((3,), float(i)), i) for i in range(10)])
+
+
+def test_a_stream_that_workers_do_not_share_is_refused(tmp_path: Path) -> None:
+    """Else all of it would be packed twice; nothing is left behind under the final name."""
+    with pytest.raises(SourceError, match="same first sample in two workers"):
+        pack(_Whole(), tmp_path / "db.lmdb", workers=2)
+    assert not (tmp_path / "db.lmdb").exists()
+    assert pack(_Whole(), tmp_path / "db.lmdb", workers=1).samples == 10
+
+
+def test_labels_go_into_a_list_when_files_are_unpacked(tmp_path: Path) -> None:
+    """And come back from it."""
+    pack([(Image.new("RGB", (20, 10), (i, 0, 0)), i % 3) for i in range(6)], tmp_path / "db.lmdb")
+    unpack(tmp_path / "db.lmdb", tmp_path / "files")
+    pack(tmp_path / "files" / "labels.tsv", tmp_path / "again.lmdb")
+    assert ImageDataset(tmp_path / "again.lmdb").targets.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_label_that_is_missing_late_costs_its_sample(tmp_path: Path) -> None:
+    """None among whole numbers, after the samples that were looked at."""
+    samples: list[Any] = [(torch.ones(2), i) for i in range(200)]
+    samples[38] = (torch.ones(2), None)
+    assert pack(samples, tmp_path / "db.lmdb").quarantined == 1
+
+
+def test_targets_that_are_dicts_stay_dicts_in_lists(tmp_path: Path) -> None:
+    """`as_list` gives images and targets as torchvision's detection models take them."""
+    samples = [
+        (torch.full((3, 8, 8), i, dtype=torch.uint8), {"boxes": torch.ones((i, 4)), "id": i}) for i in range(1, 5)
+    ]
+    pack(samples, tmp_path / "db.lmdb", kinds={"1.boxes": "array"})
+    loader = DataLoader(ImageDataset(tmp_path / "db.lmdb"), batch_size=4, collate_fn=fastload.collate.as_list)
+    images, targets = next(iter(loader))
+    assert same([*zip(images, targets, strict=True)], samples)
+    made = fastload.make_loader(tmp_path / "db.lmdb", 4, train=False, size=8, collate_fn=fastload.collate.as_list)
+    assert [target["id"] for target in next(iter(made))[1]] == [1, 2, 3, 4]
+
+
+def test_captions_of_any_number_are_padded_around(tmp_path: Path) -> None:
+    """What can't be padded, lists of texts, stays a list."""
+    samples = [{"x": torch.ones(i), "texts": ["a"] * i} for i in range(1, 4)]
+    pack(samples, tmp_path / "db.lmdb")
+    batch = next(iter(DataLoader(ImageDataset(tmp_path / "db.lmdb"), 3, collate_fn=fastload.collate.pad)))
+    assert batch["texts"] == [["a"], ["a", "a"], ["a", "a", "a"]]
+    assert batch["x"].shape == (3, 3)
+
+
+def test_make_loader_says_what_it_takes() -> None:
+    """A dataset that isn't packed is none of it."""
+    with pytest.raises(TypeError, match=r"make_loader takes a store or an ImageDataset, got a list; fastload\.pack"):
+        fastload.make_loader([1, 2], 4, train=True)  # type: ignore[arg-type]

@@ -219,6 +219,19 @@ def test_shards_are_split_by_class(tmp_path: Path, shards: Path) -> None:
         assert sorted(ImageDataset(tmp_path / f"db-{part}.lmdb").targets.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
+def test_kinds_say_what_members_are(tmp_path: Path, pictures: list[npt.NDArray[Any]]) -> None:
+    """Boxes and masks that a shard has as arrays and pictures move again."""
+    mask = np.zeros((20, 24), np.uint8)
+    mask[:, :12] = 1
+    files = {"png": png(pictures[0]), "boxes.npy": npy(np.array([[2, 3, 4, 5]], np.float32)), "target.png": png(mask)}
+    shard = tar(tmp_path / "s.tar", {"0": files})
+    kinds = ["--kind", "boxes.npy=boxes", "--kind", "target.png=mask"]
+    assert main(["pack", str(shard), str(tmp_path / "db.lmdb"), *kinds]) == 0
+    sample = ImageDataset(tmp_path / "db.lmdb", RandomHorizontalFlip(1.0))[0]
+    assert sample["boxes.npy"].tolist() == [[18, 3, 4, 5]]
+    assert np.array_equal(sample["target.png"].numpy(), mask[:, ::-1])
+
+
 # COCO's lists
 
 
