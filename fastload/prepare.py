@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import math
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from . import arrays, blocks, boxes, decode, dicom, geometry, jpeg, masks, record, tiles
+from . import arrays, blocks, boxes, decode, dicom, geometry, headers, jpeg, masks, record, tiles
 from .blocks import Values
 from .buffers import scratch
 from .errors import DecodeError, FastloadError, SourceError
@@ -37,12 +37,13 @@ Encode = Literal["keep", "jpeg", "raw"]
 Exif = Literal["apply", "ignore"]
 MAX_PIXELS = 1 << 28
 _DEFAULT_QUALITY = 95
+_LONGEST_REASON = 500
+_BLOCKS_AT_LEAST, _PIXELS_PER_BLOCK = 1 << 20, 32  # re-cut are JPEGs of so many blocks, or as max_pixels allows
 _ORIENTATION_TAG, _BITS_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 0x0102, 0x0153
 _PNG_BITS = 24  # where a PNG's header says how many; the next byte is its kind of colours
 _PNG_GRAY_AND_ALPHA = 4
 _PPM_HEADER = re.compile(rb"P[56]" + 2 * rb"(?:\s|#[^\n]*\n)+\d+" + rb"(?:\s|#[^\n]*\n)+(\d+)")
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 
 
 @dataclass(frozen=True)
@@ -266,11 +267,57 @@ def prepare(item: Item, source: Source, *, options: Options, fixed: Shape | None
             contents, cells = _stored(sample, store, options)
         else:
             contents, cells = source.read(item), {}
-        return _prepared(item, contents, cells, source, options, fixed, form)
+        with _at_work(_pixel_count(contents.get("image")), options.max_pixels):
+            return _prepared(item, contents, cells, source, options, fixed, form)
     except OSError as error:
         return LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
-        return LeftOut(item, str(error) or "not enough memory to decode it")
+        return LeftOut(item, _one_line(str(error)) or "not enough memory to decode it")
+
+
+def _one_line(reason: str) -> str:
+    """A reason that can be printed, whatever of a file got into it."""
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in reason)
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
+
+
+class _AtWork:
+    """How many pixels all threads together may have under work: as many as one image may have.
+
+    So what packing takes of memory does not depend on the number of threads.
+    """
+
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def __call__(self, pixels: int, limit: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pixels or self._pixels + pixels <= limit)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
+
+
+_at_work = _AtWork()
+
+
+def _pixel_count(image: Any) -> int:
+    """How many pixels an image will have in memory; 0 for those that are there already, or can't be read."""
+    if isinstance(image, record.Field):
+        return image.height * image.width
+    if not isinstance(image, bytes):
+        return 0
+    try:
+        with headers.opened(image) as opened:
+            return int(opened.height * opened.width)
+    except DecodeError:
+        return 0
 
 
 def _prepared(
@@ -422,7 +469,7 @@ def _deep_values(data: bytes, facts: _Facts, options: Options) -> Values:
     if values.shape[2] == 4:
         opaque: npt.NDArray[Any] = values[..., 3:] / 65535
     else:  # one colour is transparent
-        with _opened(data) as image:
+        with headers.opened(data) as image:
             opaque = (values != image.info["transparency"]).any(axis=2, keepdims=True)
     below = np.array(options.background) * 257
     laid: Values = np.rint(below + opaque * (values[..., :3] - below)).astype(np.uint16)
@@ -533,7 +580,7 @@ def _stored_field(store: Store, index: int, options: Options) -> record.Field:
 def _identify(data: bytes, options: Options) -> _Facts:
     """Format, size and orientation from the file's header, by Pillow; DecodeError where there is no (whole) image."""
     try:
-        with _opened(data) as image:
+        with headers.opened(data) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
             transparent = _is_transparent(image)
@@ -541,14 +588,10 @@ def _identify(data: bytes, options: Options) -> _Facts:
             gray = _is_gray(image, data) and not (transparent and options.background is not None)
         _check_pixels(size, options)
         if not is_jpeg:
-            with _opened(data) as image:
+            with headers.opened(data) as image:
                 image.verify()
-    except DecodeError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DecodeError("not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF") from error
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
-        raise DecodeError(f"damaged: {error}") from error
+    except Exception as error:
+        raise headers.damaged(error) from error
     return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1, transparent, bits, gray)
 
 
@@ -578,13 +621,9 @@ def _check_pixels(size: Size, options: Options) -> None:
         )
 
 
-def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=_FORMATS)
-
-
 def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it can't be read."""
-    with _opened(data) as image:
+    with headers.opened(data) as image:
         if image.format == "TIFF":
             return 1  # whoever decodes it turns it upright: libtiff does, and so does Pillow
         if image.format == "PNG" and b"eXIf" not in data and b"Raw profile type" not in data:
@@ -636,10 +675,10 @@ def _kept_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Fi
 def _on_background(data: bytes, colour: tuple[int, int, int]) -> bytes:
     """An image with transparency laid on a colour, as PNG."""
     try:
-        with _opened(data) as image:
+        with headers.opened(data) as image:
             pixels = np.asarray(_laid_on(image, colour))
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
-        raise DecodeError(f"damaged: {error}") from error
+    except Exception as error:
+        raise headers.damaged(error) from error
     return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
@@ -683,10 +722,11 @@ def tiled(field: record.Field, pixels: Pixels | None, options: Options) -> tuple
     from .recut import Untouched, recut
 
     try:
-        cut = recut(bytes(field.payload), strip=options.strip, orientation=field.orientation)
+        most = max(_BLOCKS_AT_LEAST, options.max_pixels // _PIXELS_PER_BLOCK)
+        cut = recut(bytes(field.payload), strip=options.strip, orientation=field.orientation, max_blocks=most)
         recut_field = field._replace(payload=cut.data, tiles=cut.tiles, checksum=record.checksum(cut.data))
         whole = decode.pixels(field, keep=True) if pixels is None else pixels
-        if not (np.array_equal(decode.pixels(recut_field), whole) and decode.tiles_show(recut_field, whole)):
+        if not (decode.same(decode.pixels(recut_field), whole) and decode.tiles_show(recut_field, whole)):
             raise Untouched(tiles.PIXELS)
     except Untouched as reason:
         return field, reason.outcome

@@ -8,6 +8,7 @@ files are only listed; `Source.read`, which packing calls in its threads, reads 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -49,6 +50,7 @@ _FILES = {
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
 _LOOKED_AT = 32
 _JSON_TRIED = 20  # files at a folder's top, before it is none of labelme's
+_SPARE_BYTES, _BYTES_PER_PIXEL = 64 << 20, 4  # of a file: metadata, pixels
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 
 
@@ -68,24 +70,33 @@ class Item(NamedTuple):
     mask: str | None = None
 
 
-def read_files(item: Item) -> dict[str, Any]:
+def read_files(item: Item, max_pixels: int = labelme.MAX_PIXELS) -> dict[str, Any]:
     """The bytes of an item's image, and of its mask if it has one.
 
     Raises:
-        SourceError, OSError: a file is empty, no regular file, or can't be read.
+        SourceError, OSError: a file is empty, larger than any image of so many pixels, no regular file, or can't be
+            read.
     """
-    contents = {"image": _read(item.path)}
+    contents = {"image": _read(item.path, max_pixels)}
     if item.mask is not None:
-        contents["mask"] = _read(item.mask)
+        contents["mask"] = _read(item.mask, max_pixels)
     return contents
 
 
-def _read(path: str) -> bytes:
-    status = os.stat(path)
+def _read(path: str, max_pixels: int) -> bytes:
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a NUL in the name, say
+        raise SourceError(f"its name can't be one of a file: {error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise SourceError("it is no regular file")
     if status.st_size == 0:
         raise SourceError("the file is empty (0 bytes)")
+    if status.st_size > _SPARE_BYTES + _BYTES_PER_PIXEL * max_pixels:
+        raise SourceError(
+            f"the file has {status.st_size} bytes, more than {_BYTES_PER_PIXEL} for each of {max_pixels} pixels, which "
+            "is the limit; --max-pixels raises it"
+        )
     return Path(path).read_bytes()
 
 
@@ -184,7 +195,7 @@ def open_source(
     image_column, label_columns: of a list with a header, see `label_lists.read_list`, or of Parquet files.
     part: `train` or `test` of MNIST and CIFAR, or a split of Parquet files; all there is by default.
     label_from, header, window, rescale: of DICOM, see `dicom.read_dicom`.
-    max_pixels: no mask is drawn for a larger image.
+    max_pixels: no mask is drawn for a larger image, and no file is read that is larger than such an image can be.
     ignore: files that are no items wherever they lie, such as the store that is being written.
 
     Raises:
@@ -233,6 +244,8 @@ def open_source(
         "store": lambda: _store(path),
     }
     source = builders[format]()
+    if source.read is read_files:
+        source = source._replace(read=functools.partial(read_files, max_pixels=max_pixels))
     if labels is not None and not source.masks:
         raise SourceError(f"{os.fspath(labels)} names a mask's values, and there are no masks in {path}")
     if not source.items:
@@ -439,7 +452,7 @@ def _labelme(path: str, class_list: str | os.PathLike[str] | None, max_pixels: i
 
     def read(item: Item) -> dict[str, Any]:
         found = labelme.read(item.path, classes, root=path, max_pixels=max_pixels, class_list=where)
-        image = found.image if isinstance(found.image, bytes) else _read(found.image)
+        image = found.image if isinstance(found.image, bytes) else _read(found.image, max_pixels)
         return {"image": image, "mask": found.mask, "instances": found.instances}
 
     masks = {"mask": _ignored(classes), "instances": 0}

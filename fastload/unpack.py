@@ -23,9 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
-from PIL import Image
-
-from . import blocks, decode, record
+from . import blocks, decode, headers, record
 from .blocks import Values
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .fields import Spec, restore
@@ -188,9 +186,9 @@ def _image(store: Store, index: int, fields: Record) -> tuple[bytes, str | None]
 def _suffix_of(image: bytes) -> str:
     """What a file with these bytes is called."""
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with headers.opened(image) as opened:
             kind = opened.format
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+    except DecodeError as error:
         raise StoreError(f"the image is of no known format: {error}") from error
     return ".jpg" if kind in (None, "JPEG", "MPO") else f".{kind.lower()}"
 
