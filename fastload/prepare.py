@@ -38,6 +38,7 @@ Exif = Literal["apply", "ignore"]
 MAX_PIXELS = 1 << 28
 _DEFAULT_QUALITY = 95
 _LONGEST_REASON = 500
+_PIXELS_KEPT = 1 << 25  # a larger JPEG is decoded once more instead
 _BLOCKS_AT_LEAST, _PIXELS_PER_BLOCK = 1 << 20, 32  # re-cut are JPEGs of so many blocks, or as max_pixels allows
 _ORIENTATION_TAG, _BITS_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 0x0102, 0x0153
 _PNG_BITS = 24  # where a PNG's header says how many; the next byte is its kind of colours
@@ -665,7 +666,8 @@ def _kept_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Fi
     pixels = None
     codec = record.ENCODED
     if facts.is_jpeg and _decodes_as_rgb(data, facts.size):
-        pixels = scratch("original", height * width * 3).reshape(height, width, 3) if options.tiles else None
+        if options.tiles and height * width <= _PIXELS_KEPT:
+            pixels = scratch("original", height * width * 3).reshape(height, width, 3)
         codec = record.JPEG if jpeg.check(data, pixels) else record.ENCODED
     if codec == record.ENCODED:
         decode.decode_other(data, (height, width, 3))

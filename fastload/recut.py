@@ -106,7 +106,7 @@ _Scan = tuple[Bytes, Ints, int, tuple[int, int], Ints]
 class _Reader:
     """Reads a JPEG up to its coefficients."""
 
-    def __init__(self, data: bytes, max_blocks: int) -> None:
+    def __init__(self, data: bytes, max_blocks: int = _MAX_BLOCKS) -> None:
         self._max_blocks = min(max_blocks, _MAX_BLOCKS)
         self.kept: list[tuple[int, bytes]] = []
         self.quantisation: dict[int, bytes] = {}

@@ -1,19 +1,15 @@
 """Odd and hostile files of every image format, made on the fly: what a folder from a stranger may hold.
 
-`files()` gives them all by name. Names say what is wrong; the suffix is what a stranger would call them. For the tests
-and for `tools/strangers`, which damages them further.
+Names say what is wrong. For the tests, and for `tools/strangers`, which damages them further.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-import os
-import socket
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -40,11 +36,6 @@ def saved(format: str, mode: str = "RGB", *, size: tuple[int, int] = (40, 30), *
     file = io.BytesIO()
     picture(*size, mode).save(file, format, **options)
     return file.getvalue()
-
-
-def truncations(data: bytes, places: Iterator[int] | range) -> Iterator[bytes]:
-    """The beginnings of a file."""
-    return (data[:place] for place in places)
 
 
 # ---- JPEG
@@ -91,7 +82,9 @@ def progressive_bomb(width: int, height: int, scans: int, components: int = 3) -
     dc = bytes(-(-blocks * components // 8))
     runs = -(-blocks // 32767)
     bits = "011111111111111" * runs  # a code of one bit, and 14 that count
-    eob = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big").replace(b"\xff", b"\xff\0")
+    eob = (
+        int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big").replace(b"\xff", b"\xff\0")
+    )
     body = []
     for number in range(scans):
         first_in_band = 1 + number // components % 63
@@ -118,14 +111,17 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
         for width, height in ((65535, 65535), (65535, 1), (1, 65535), (0, 30), (40, 0), (8192, 8192), (8193, 8192)):
             yield f"{name} says {width} x {height}.jpg", resized_jpeg(whole, width, height)
         for place in jpeg_markers(whole):
-            yield f"{name} with a segment of no length at {place}.jpg", whole[: place + 2] + b"\0\0" + whole[place + 4 :]
-            yield f"{name} with a segment of 65535 at {place}.jpg", whole[: place + 2] + b"\xff\xff" + whole[place + 4 :]
+            yield (
+                f"{name} with a segment of no length at {place}.jpg",
+                whole[: place + 2] + b"\0\0" + whole[place + 4 :],
+            )
+            yield (
+                f"{name} with a segment of 65535 at {place}.jpg",
+                whole[: place + 2] + b"\xff\xff" + whole[place + 4 :],
+            )
     for scans in (99, 1000, 20000):
         yield f"{scans} scans.jpg", progressive_bomb(512, 512, scans)
-    yield "100 scans of 8192 x 8192.jpg", progressive_bomb(_SIDE, _SIDE, 100)
     yield "2000 scans of 8192 x 8192.jpg", progressive_bomb(_SIDE, _SIDE, 2000)
-    yield "progressive of 8192 x 8192.jpg", progressive_bomb(_SIDE, _SIDE, 6)
-    yield "grey progressive of 65535 x 1000.jpg", progressive_bomb(65535, 1000, 9, 1)
     yield "100,000 segments.jpg", with_segments(data, segment(0xE5, b"") * 100_000)
     yield "100,000 comments.jpg", with_segments(data, segment(0xFE, b"\x1b[31m\n" * 9) * 100_000)
     yield "1000 EXIF segments.jpg", with_segments(data, segment(0xE1, b"Exif\0\0" + bytes(60000)) * 1000)
@@ -141,7 +137,10 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
     yield "garbage between segments.jpg", data[:place] + b"garbage" * 1000 + data[place:]
     yield "a megabyte behind its end.jpg", data + bytes(1 << 20)
     yield "two in one.jpg", data + data
-    yield "two frames.jpg", data[:place] + segment(0xC0, struct.pack(">BHHB", 8, 60000, 60000, 1) + b"\1\x11\0") + data[place:]
+    yield (
+        "two frames.jpg",
+        data[:place] + segment(0xC0, struct.pack(">BHHB", 8, 60000, 60000, 1) + b"\1\x11\0") + data[place:],
+    )
     for marker in (0xC1, 0xC3, 0xC5, 0xC9, 0xCA, 0xF7):
         frame = next(p for p in jpeg_markers(data) if data[p + 1] == 0xC0)
         yield f"frame {marker:02X}.jpg", data[: frame + 1] + bytes([marker]) + data[frame + 2 :]
@@ -175,7 +174,13 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(
-    width: int, height: int, *chunks: bytes, bits: int = 8, colours: int = 2, interlaced: int = 0, rows: int | None = None
+    width: int,
+    height: int,
+    *chunks: bytes,
+    bits: int = 8,
+    colours: int = 2,
+    interlaced: int = 0,
+    rows: int | None = None,
 ) -> bytes:
     """A black PNG. chunks: between header and pixels. rows: of which there are pixels."""
     header = chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, bits, colours, 0, 0, interlaced))
@@ -205,12 +210,14 @@ def pngs() -> Iterator[tuple[str, bytes]]:
         yield f"{bits} bits, colours {colours}.png", png(9, 7, bits=bits, colours=colours)
     yield "interlaced.png", png(33, 65, interlaced=1, rows=200)
     yield "interlaced, 16 bits.png", png(33, 65, bits=16, colours=6, interlaced=1, rows=200)
-    yield "8192 x 8192.png", png(_SIDE, _SIDE)
-    yield "8192 x 8192, 16 bits and alpha.png", png(_SIDE, _SIDE, bits=16, colours=6)
-    yield "8192 x 8192, interlaced.png", png(_SIDE, _SIDE, interlaced=1, rows=_SIDE + 8000)
-    yield "67108864 x 1.png", png(MAX_PIXELS, 1)
-    yield "1 x 67108864.png", png(1, MAX_PIXELS, colours=0)
-    for width, height in ((60000, 60000), (1 << 31, 1), (1 << 32 - 1, 1 << 32 - 1), (0, 5), (30000, 30000), (8193, 8192)):
+    for width, height in (
+        (60000, 60000),
+        (1 << 31, 1),
+        (1 << 32 - 1, 1 << 32 - 1),
+        (0, 5),
+        (30000, 30000),
+        (8193, 8192),
+    ):
         yield f"{width} x {height} and no pixels.png", png(width % (1 << 32), height % (1 << 32), rows=0)
     big = chunk(b"IHDR", struct.pack(">LLBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
     yield "two headers, the second is large.png", png(40, 30, big)
@@ -218,7 +225,7 @@ def pngs() -> Iterator[tuple[str, bytes]]:
     yield "two headers, the first is large.png", png(30000, 30000, small, rows=3)
     yield "too many pixels.png", png(40, 30, rows=3_000_000)
     yield "too few pixels.png", png(40, 30, rows=10)
-    deflated = bomb(300)
+    deflated = bomb(100)
     yield "iCCP bomb.png", png(40, 30, chunk(b"iCCP", b"p\0\0" + deflated))
     yield "zTXt bomb.png", png(40, 30, chunk(b"zTXt", b"Comment\0\0" + deflated))
     yield "iTXt bomb.png", png(40, 30, chunk(b"iTXt", b"Comment\0\1\0\0\0" + deflated))
@@ -265,9 +272,12 @@ def gifs() -> Iterator[tuple[str, bytes]]:
     data = saved("GIF", "P")
     yield "plain.gif", data
     yield "20,000 frames.gif", gif(40, 30, 20_000)
-    for width, height in ((65535, 65535), (_SIDE, _SIDE), (1, 1), (0, 0), (65535, 1)):
+    for width, height in ((65535, 65535), (1, 1), (0, 0), (65535, 1)):
         yield f"screen of {width} x {height}.gif", gif(width, height)
-    yield "frame of 65535 x 65535.gif", data[: data.index(b",") + 5] + b"\xff\xff\xff\xff" + data[data.index(b",") + 9 :]
+    yield (
+        "frame of 65535 x 65535.gif",
+        data[: data.index(b",") + 5] + b"\xff\xff\xff\xff" + data[data.index(b",") + 9 :],
+    )
     yield "comment of 20 MB.gif", data[:-1] + b"!\xfe" + (b"\xff" + bytes(255)) * 80_000 + b"\0;"
     yield "comment before the frame.gif", gif_with(data, b"!\xfe" + (b"\xff" + bytes(255)) * 80_000 + b"\0")
     yield "extension without end.gif", gif_with(data, b"!\xff" + b"\x01\0" * 500_000)
@@ -289,7 +299,14 @@ def gif_with(data: bytes, extension: bytes) -> bytes:
 
 
 def bmp(
-    width: int, height: int, bits: int, pixels: bytes, *, compression: int = 0, colours: int = 0, offset: int | None = None
+    width: int,
+    height: int,
+    bits: int,
+    pixels: bytes,
+    *,
+    compression: int = 0,
+    colours: int = 0,
+    offset: int | None = None,
 ) -> bytes:
     """A BMP of any kind."""
     palette = bytes(range(256)) * 4 if bits <= 8 else b""
@@ -313,10 +330,6 @@ def bmps() -> Iterator[tuple[str, bytes]]:
         yield f"compression {compression}.bmp", bmp(9, 7, 8, bytes(99), compression=compression)
     for width, height in ((60000, 60000), (-40, 30), (0, 0), (2**31 - 1, 1), (1, -(2**31)), (8193, -8192)):
         yield f"{width} x {height}.bmp", bmp(width, height, 24, bytes(99))
-    yield "runs of 8192 x 8192.bmp", bmp(_SIDE, _SIDE, 8, b"\xff\0" * 300_000 + b"\0\1", compression=1)
-    yield "short runs of 8192 x 8192.bmp", bmp(_SIDE, _SIDE, 8, b"\x01\0" * 9_000_000, compression=1)
-    yield "jumps.bmp", bmp(_SIDE, _SIDE, 8, b"\0\2\xff\xff" * 1_000_000 + b"\0\1", compression=1)
-    yield "ends of lines.bmp", bmp(_SIDE, _SIDE, 4, b"\0\0" * 1_000_000, compression=2)
     for offset in (0, 1, 53, 1 << 20, 0xFFFFFFFF):
         yield f"pixels at {offset}.bmp", bmp(9, 7, 24, bytes(28 * 7), offset=offset)
     yield "4 billion colours.bmp", bmp(9, 7, 8, bytes(12 * 7), colours=0xFFFFFFFF)
@@ -342,7 +355,9 @@ def long(number: int, value: int) -> Tag:
     return number, 4, 1, struct.pack("<L", value)
 
 
-def tiff(width: int, height: int, *more: Tag, pixels: bytes = b"", compression: int = 1, rows: int | None = None) -> bytes:
+def tiff(
+    width: int, height: int, *more: Tag, pixels: bytes = b"", compression: int = 1, rows: int | None = None
+) -> bytes:
     """An RGB TIFF of one strip. more: tags, also in place of the usual ones."""
     bits = (8, 8, 8)
     tags = {tag[0]: tag for tag in (
@@ -366,7 +381,17 @@ def tiff_tags_that_lie() -> Iterator[tuple[str, list[Tag]]]:
 
 def big_tiff(width: int, height: int) -> bytes:
     """A BigTIFF, uncompressed."""
-    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: min(width * height, 1 << 62)}
+    tags = {
+        256: width,
+        257: height,
+        258: 8,
+        259: 1,
+        262: 1,
+        273: 0,
+        277: 1,
+        278: height,
+        279: min(width * height, 1 << 62),
+    }
     tags[273] = 16 + 8 + 20 * len(tags) + 8
     entries = b"".join(struct.pack("<HHQQ", number, 16, 1, value) for number, value in tags.items())
     pixels = bytes(min(width * height, 1 << 20))
@@ -377,7 +402,17 @@ def tiffs() -> Iterator[tuple[str, bytes]]:
     """TIFFs."""
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"):
         yield f"{mode.replace(';', '')}.tif", saved("TIFF", mode)
-    for compression in ("packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "group3", "group4", "lzma", "zstd", "webp"):
+    for compression in (
+        "packbits",
+        "tiff_lzw",
+        "tiff_adobe_deflate",
+        "jpeg",
+        "group3",
+        "group4",
+        "lzma",
+        "zstd",
+        "webp",
+    ):
         mode = "1" if compression.startswith("group") else "RGB"
         try:
             data = saved("TIFF", mode, compression=compression)
@@ -389,8 +424,7 @@ def tiffs() -> Iterator[tuple[str, bytes]]:
         for number, value in ((256, 60000), (257, 60000), (278, 0), (278, 1), (258, 0xFFFF), (277, 0xFFFF), (277, 1)):
             yield f"{compression}, {number} is {value}.tif", patched_tiff(data, number, value)
     yield "plain of our own.tif", tiff(9, 7, pixels=bytes(9 * 7 * 3))
-    yield "deflate bomb.tif", tiff(_SIDE, _SIDE, pixels=bomb(192), compression=8)
-    yield "deflate bomb for few pixels.tif", tiff(9, 7, pixels=bomb(300), compression=8)
+    yield "deflate bomb for few pixels.tif", tiff(9, 7, pixels=bomb(100), compression=8)
     yield "too large.tif", tiff(60000, 60000, pixels=bomb(1), compression=8)
     for compression in (1, 5, 7, 8, 32773, 34676, 65000):
         yield f"strips without bytes, compression {compression}.tif", tiff(_SIDE, _SIDE, compression=compression)
@@ -401,8 +435,9 @@ def tiffs() -> Iterator[tuple[str, bytes]]:
     for side in (16, 17, 65536, 1 << 20, 0xFFFFFFF0):
         tiles = (long(322, side), long(323, side), long(324, 200), long(325, 100))
         for compression in (1, 8):
-            yield f"tile of {side}, compression {compression}.tif", tiff(
-                9, 7, *tiles, pixels=bomb(1), compression=compression
+            yield (
+                f"tile of {side}, compression {compression}.tif",
+                tiff(9, 7, *tiles, pixels=bomb(1), compression=compression),
             )
     for samples in (0, 2, 5, 100, 65535):
         yield f"{samples} samples.tif", tiff(9, 7, long(277, samples), pixels=bytes(9 * 7 * 3))
@@ -430,13 +465,12 @@ def tiffs() -> Iterator[tuple[str, bytes]]:
     )  # fmt: skip
     deep = saved("TIFF", "I;16")
     yield "16 bits, wide.tif", patched_tiff(deep, 256, 30000)
-    place = 8 + 2
     yield "two widths, the second is small.tif", deep_with_two_widths(30000, 9)
     yield "two widths, the first is small.tif", deep_with_two_widths(9, 30000)
     yield "big.tif", big_tiff(40, 30)
     yield "big, too large.tif", big_tiff(1 << 40, 1 << 40)
     yield "big, 30000 x 30000.tif", big_tiff(30000, 30000)
-    for cut in (4, place, 50, len(small) - 30):
+    for cut in (4, 10, 50, len(small) - 30):
         yield f"cut at {cut}.tif", small[:cut]
     yield "directory beyond the end.tif", b"II*\0\xff\xff\xff\xff"
     yield "big endian garbage.tif", b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 5000
@@ -475,7 +509,6 @@ def webps() -> Iterator[tuple[str, bytes]]:
     yield "lossless.webp", lossless
     file = io.BytesIO()
     Image.new("RGB", (_SIDE, _SIDE)).save(file, "WEBP", lossless=True, method=0)
-    yield "8192 x 8192.webp", file.getvalue()
     body = file.getvalue()[20:]
     size = struct.unpack_from("<L", body, 1)[0]
     large = body[:1] + struct.pack("<L", (size & ~0xFFFFFFF) | 16383 | 16383 << 14) + body[5:]
@@ -488,7 +521,10 @@ def webps() -> Iterator[tuple[str, bytes]]:
         head = b"\x12\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         animation = file.getvalue()[30:]
         yield f"canvas of {width} x {height}.webp", webp((b"VP8X", head)) + animation
-        yield f"canvas of {width} x {height} and a picture.webp", webp((b"VP8X", b"\0" + head[1:]), (b"VP8 ", lossy[20:]))
+        yield (
+            f"canvas of {width} x {height} and a picture.webp",
+            webp((b"VP8X", b"\0" + head[1:]), (b"VP8 ", lossy[20:])),
+        )
     for what, exif in exifs():
         head = b"\x08\0\0\0" + (39).to_bytes(3, "little") + (29).to_bytes(3, "little")
         yield f"EXIF with {what}.webp", webp((b"VP8X", head), (b"VP8 ", lossy[20:]), (b"EXIF", exif))
@@ -511,7 +547,10 @@ def ppms() -> Iterator[tuple[str, bytes]]:
         yield f"P{kind - 48}, {mode.decode()}.ppm", b"P%c\n5 4\n%s\n%s" % (kind, mode, digits)
     for size in (b"60000 60000", b"0 0", b"-5 4", b"5", b"99999999999999999999 1", b"8192 8192", b"4#\n2 3 8", b"5 #4"):
         for kind in (b"P3", b"P5", b"P6"):
-            yield f"{kind.decode()} of {size.decode()!r}.ppm".replace("\\", ""), kind + b"\n" + size + b"\n255\n" + pixels
+            yield (
+                f"{kind.decode()} of {size.decode()!r}.ppm".replace("\\", ""),
+                kind + b"\n" + size + b"\n255\n" + pixels,
+            )
     yield "20 million digits.ppm", b"P3\n5 4\n255\n" + b"1" * 20_000_000
     yield "a width of 20 million digits.ppm", b"P6\n" + b"1" * 20_000_000
     yield "20 million blanks.ppm", b"P3\n5 4\n255\n" + b" " * 20_000_000
@@ -538,7 +577,7 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "boxed.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), "JPEG 2000"),
     "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC"),
     "web.avif": (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(100), "AVIF"),
-    "film.jpg": (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(100), "MP4"),
+    "film.jpg": (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(100), "film"),
     "XL.jxl": (b"\xff\x0a" + bytes(100), "JPEG XL"),
     "boxed XL.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "JPEG XL"),
     "squeezed.jpg": (b"\x1f\x8b\x08\0" + bytes(100), "gzip"),
@@ -550,8 +589,30 @@ OTHERS: dict[str, tuple[bytes, str]] = {
 """What is no image, or of a format that is not packed, and a word of the reason."""
 
 
+def large() -> Iterator[tuple[str, bytes]]:
+    """Small files of as many pixels as the limit allows, which have to be decoded."""
+    yield "99 scans.jpg", progressive_bomb(_SIDE, _SIDE, 98)
+    yield "one component.jpg", progressive_bomb(60000, 1000, 9, 1)
+    file = io.BytesIO()
+    Image.new("RGB", (_SIDE, _SIDE), (9, 99, 199)).save(file, "JPEG")
+    yield "baseline.jpg", file.getvalue()
+    yield "square.png", png(_SIDE, _SIDE)
+    yield "interlaced.png", png(_SIDE, _SIDE, interlaced=1, rows=2 * _SIDE)
+    yield "one row.png", png(MAX_PIXELS, 1)
+    yield "one column.png", png(1, MAX_PIXELS, colours=0)
+    yield "screen.gif", gif(_SIDE, _SIDE)
+    yield "runs.bmp", bmp(_SIDE, _SIDE, 8, b"\xff\0" * 300_000 + b"\0\1", compression=1)
+    yield "short runs.bmp", bmp(_SIDE, _SIDE, 8, b"\x01\0" * 9_000_000, compression=1)
+    yield "jumps.bmp", bmp(_SIDE, _SIDE, 8, b"\0\2\xff\xff" * 1_000_000 + b"\0\1", compression=1)
+    yield "ends of lines.bmp", bmp(_SIDE, _SIDE, 4, b"\0\0" * 1_000_000, compression=2)
+    yield "deflated.tif", tiff(_SIDE, _SIDE, pixels=bomb(192), compression=8)
+    file = io.BytesIO()
+    Image.new("RGB", (_SIDE, _SIDE)).save(file, "WEBP", lossless=True, method=0)
+    yield "lossless.webp", file.getvalue()
+
+
 def files() -> Iterator[tuple[str, bytes]]:
-    """All of them: name and contents. Names are unique but for case."""
+    """All but the large ones: name and contents."""
     yield from jpegs()
     yield from pngs()
     yield from gifs()
