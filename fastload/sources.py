@@ -210,6 +210,8 @@ def open_source(
     is_folder = os.path.isdir(path)
     if is_folder and not os.access(path, os.R_OK | os.X_OK):
         raise SourceError(f"{path} can't be listed; check its permissions")
+    if format == "auto" and _is_device(path):  # a list may come through a pipe
+        raise SourceError(f"{path} is a device or a socket; give a folder of images, or a regular file")
     if masks is not None:
         format = "pairs"
     if format == "auto":
@@ -253,6 +255,11 @@ def open_source(
             f"{path}: there is nothing to pack in it; is it the right {'folder' if is_folder else 'file'}?"
         )
     return source
+
+
+def _is_device(path: str) -> bool:
+    mode = os.stat(path).st_mode if os.path.exists(path) else 0
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode)
 
 
 def _has_annotation_at_top(folder: str) -> bool:

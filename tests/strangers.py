@@ -581,9 +581,9 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "XL.jxl": (b"\xff\x0a" + bytes(100), "JPEG XL"),
     "boxed XL.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "JPEG XL"),
     "squeezed.jpg": (b"\x1f\x8b\x08\0" + bytes(100), "gzip"),
-    "words.jpg": (b"this is no image at all\n" * 9, "no image"),
-    "zeros.jpg": (bytes(100_000), "no image"),
-    "one byte.png": (b"\x89", "no image"),
+    "words.jpg": (b"this is no image at all\n" * 9, "not an image"),
+    "zeros.jpg": (bytes(100_000), "not an image"),
+    "one byte.png": (b"\x89", "not an image"),
     "empty.jpg": (b"", "empty"),
 }
 """What is no image, or of a format that is not packed, and a word of the reason."""
