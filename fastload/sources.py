@@ -210,12 +210,10 @@ def open_source(
     is_folder = os.path.isdir(path)
     if is_folder and not os.access(path, os.R_OK | os.X_OK):
         raise SourceError(f"{path} can't be listed; check its permissions")
-    if format == "auto" and _is_device(path):  # a list may come through a pipe
-        raise SourceError(f"{path} is a device or a socket; give a folder of images, or a regular file")
     if masks is not None:
         format = "pairs"
     if format == "auto":
-        format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
+        format = _recognised(path, is_folder)
     needed = _FILES.get(format, "folder")
     if is_folder == (needed != "folder") and (is_folder or format not in ("mnist", "tar", "parquet", "dicom")):
         raise SourceError(
@@ -257,9 +255,11 @@ def open_source(
     return source
 
 
-def _is_device(path: str) -> bool:
-    mode = os.stat(path).st_mode if os.path.exists(path) else 0
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode)
+def _recognised(path: str, is_folder: bool) -> Format:
+    mode = os.stat(path).st_mode if os.path.exists(path) else 0  # a pattern of shards does not
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):  # but a list may come through a pipe
+        raise SourceError(f"{path} is a device or a socket; give a folder of images, or a regular file")
+    return next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
 
 
 def _has_annotation_at_top(folder: str) -> bool:

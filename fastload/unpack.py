@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
+
 from . import blocks, decode, headers, record
 from .blocks import Values
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError

@@ -423,6 +423,11 @@ def tiffs() -> Iterator[tuple[str, bytes]]:
         yield f"{compression}, damaged.tif", data[:200] + bytes(50) + data[250:]
         for number, value in ((256, 60000), (257, 60000), (278, 0), (278, 1), (258, 0xFFFF), (277, 0xFFFF), (277, 1)):
             yield f"{compression}, {number} is {value}.tif", patched_tiff(data, number, value)
+    yield from hostile_tiffs()
+
+
+def hostile_tiffs() -> Iterator[tuple[str, bytes]]:
+    """TIFFs whose tags are made up."""
     yield "plain of our own.tif", tiff(9, 7, pixels=bytes(9 * 7 * 3))
     yield "deflate bomb for few pixels.tif", tiff(9, 7, pixels=bomb(100), compression=8)
     yield "too large.tif", tiff(60000, 60000, pixels=bomb(1), compression=8)
