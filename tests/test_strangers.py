@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import pytest
 import strangers
 from PIL import Image
+from test_store import altered
 
 import fastload
 from fastload import headers, jpeg
+from fastload.cli import main
 from fastload.errors import DecodeError, SourceError
 from fastload.prepare import _AtWork, _one_line
 from fastload.unpack import unpack
@@ -355,3 +357,48 @@ def _coco(folder: Path, names: list[str]) -> Path:
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (folder / "all.json").write_text(json.dumps(content))
     return folder / "all.json"
+
+
+# ---- stores
+
+
+ODD: tuple[Any, ...] = (None, 5, -1, 1e308, "\x1b\n\ud800", [], [[[]]], {}, {"a": 1}, True)
+COMMANDS = ("info {}", "info --quarantine {}", "verify {}", "show {} -o {}.png", "unpack {} {}.out", "pack {} {}.again")
+
+
+def odd_members(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a store says of itself, each part of it in turn missing or of another kind."""
+    for key in whole:
+        yield {name: value for name, value in whole.items() if name != key}
+        yield from (whole | {key: value} for value in ODD)
+
+
+@pytest.fixture
+def small_store(tmp_path: Path) -> Path:
+    """Two images, and what was left out."""
+    folder = tmp_path / "in" / "ant"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        strangers.picture(40 + number).save(folder / f"{number}.png")
+    (folder / "words.jpg").write_text("words")
+    fastload.pack(tmp_path / "in", tmp_path / "small.lmdb")
+    return tmp_path / "small.lmdb"
+
+
+def test_what_a_store_says_of_itself_is_not_believed(
+    small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it is: no command ends but by its exit status, with a line that says why."""
+    manifests = [json.dumps(whole).encode() for whole in odd_members(fastload.Store(small_store).manifest)]
+    lists = [json.dumps([{"name": name, "reason": name}]).encode() for name in ODD]
+    changes = [{b"manifest": value} for value in manifests] + [{b"quarantine/00000000": value} for value in lists]
+    statuses = set()
+    for number, change in enumerate(changes):
+        path = altered(small_store, tmp_path / f"{number}.lmdb", change)
+        for words in COMMANDS:
+            statuses.add(status := main([word.format(path) for word in words.split()]))
+            told = capsys.readouterr()
+            assert "\x1b" not in told.out + told.err
+            assert status in (0, 3) or told.err.count("\n") <= 3
+        path.unlink()
+    assert statuses == {0, 1, 2, 3}
