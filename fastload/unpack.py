@@ -35,7 +35,7 @@ from .values import Value
 Target = Literal["folder", "tar"]
 
 _FORBIDDEN = re.compile(
-    r'(?i)[\x00-\x1f<>:"|?*\\]|(^|/)(con|prn|aux|nul|com\d|lpt\d)(\.|/|$)|[. ](/|$)' if os.name == "nt" else r"\x00"
+    r'(?i)[\x00-\x1f<>:"|?*\\]|(^|/)(con|prn|aux|nul|com\d|lpt\d)(\.|/|$)' if os.name == "nt" else r"\x00"
 )
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
