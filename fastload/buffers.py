@@ -20,7 +20,7 @@ import torch
 Memory = Literal["own", "pinned", "shared"]
 
 _FREE_KEPT = 8
-_SCRATCH_KEPT = 256 << 20
+_SCRATCH_KEPT = 96 << 20
 
 
 class BatchBuffers:

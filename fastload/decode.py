@@ -31,6 +31,7 @@ from .resize import resize
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _TIFF = (b"II*\0", b"MM\0*")
 _LEFT_TO_PILLOW = (b"GIF8", *_TIFF)
+_PIXELS_AT_ONCE = 1 << 20
 _WHITE_IS_ZERO, _PHOTOMETRIC_TAG = 0, 262
 _PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 
@@ -155,7 +156,16 @@ def _averaged(image: Values, reduction: int) -> Values:
 
 def tiles_show(field: record.Field, pixels: Values) -> bool:
     """Whether each column of a re-cut JPEG's tiles, decoded by itself, shows these pixels of the whole image."""
-    return all(np.array_equal(region(field, box), _crop(pixels, box)) for box in tiles.columns(field))
+    return all(same(region(field, box), _crop(pixels, box)) for box in tiles.columns(field))
+
+
+def same(image: Values, other: Values) -> bool:
+    """Whether two images are equal, some rows at a time: NumPy keeps a byte for each pixel that it compares."""
+    rows = max(1, _PIXELS_AT_ONCE // image.shape[1])
+    tops = range(0, image.shape[0], rows)
+    return image.shape == other.shape and all(
+        np.array_equal(image[top : top + rows], other[top : top + rows]) for top in tops
+    )
 
 
 def _crop(image: Values, box: Box) -> Values:
@@ -269,9 +279,20 @@ def _decode_by_pillow(data: bytes | memoryview) -> Pixels | None:
 
     try:
         with Image.open(io.BytesIO(data), formats=("GIF", "TIFF")) as image:
-            return np.array(image.convert("RGB")) if image.mode in _PILLOW_MODES else None
+            return _as_rgb(image) if image.mode in _PILLOW_MODES else None
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
+
+
+def _as_rgb(image: Any) -> Pixels:
+    """A picture of Pillow's as RGB, some rows at a time: at once it would be in memory four times."""
+    image.load()
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        part = out[top : top + rows]
+        part[...] = image.crop((0, top, image.width, top + len(part))).convert("RGB")
+    return out
 
 
 def render(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,11 @@ from .errors import DecodeError
 
 Pixels = npt.NDArray[np.uint8]
 """uint8, height x width x 3, RGB; x 1 where it says grey."""
+
+MAX_SCANS = 100
+MAX_EXIF_SEGMENTS = 16
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # none of those that stand alone, but for the end
+_EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 
 
 class Header(NamedTuple):
@@ -128,6 +134,27 @@ def header(data: bytes | memoryview) -> Header:
     return Header(height, width, colorspace)
 
 
+def check_markers(data: bytes) -> None:
+    """Refuse what takes a few bytes in a file and much time to read.
+
+    Each scan of a progressive JPEG is a walk over all of its blocks, and Pillow copies EXIF data at each segment of it.
+
+    Raises:
+        DecodeError: there are more than `MAX_SCANS` scans, or than `MAX_EXIF_SEGMENTS` segments of EXIF data.
+    """
+    place, scans, exif = 2, 0, 0
+    while (found := _MARKER.search(data, place)) is not None:
+        marker, place = found[0][1], found.end()
+        if marker == _EOI:
+            break
+        scans += marker == _SOS
+        exif += marker == _APP1 and data.startswith(b"Exif\0\0", place + 2)
+        if scans > MAX_SCANS or exif > MAX_EXIF_SEGMENTS:
+            what, limit = ("scans", MAX_SCANS) if scans > MAX_SCANS else ("EXIF segments", MAX_EXIF_SEGMENTS)
+            raise DecodeError(f"the JPEG has more than {limit} {what}; save it anew")
+        place += int.from_bytes(data[place : place + 2], "big")
+
+
 def check(data: bytes, out: Pixels | None = None) -> bool:
     """Read every entropy-coded bit of a JPEG and say whether the picture is whole.
 
@@ -178,7 +205,7 @@ def _check_length(data: bytes) -> None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             image.load()
     except (OSError, ValueError, SyntaxError) as error:
         raise DecodeError(f"JPEG: {error}") from error

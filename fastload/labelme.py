@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from .errors import SourceError
+from . import headers
+from .errors import FastloadError, SourceError
 from .geometry import Size, upright_size
 
 BACKGROUND = "_background_"
@@ -40,7 +41,6 @@ _MAX_BYTES = 1 << 28
 _MAX_INSTANCES = 0xFFFF
 _MAX_WORK = 1 << 29  # rows times edges: a minute of drawing at the most
 _ORIENTATION_TAG = 0x0112
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 _POINTS = {
     "polygon": range(3, _MAX_BYTES),
     "linestrip": range(2, _MAX_BYTES),
@@ -187,16 +187,21 @@ def image_path(path: str, root: str) -> str:
     return image if isinstance(image, str) else path
 
 
-def _text(path: str | os.PathLike[str]) -> str:
+def _bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise SourceError("it is no regular file")
         if not 0 < status.st_size <= _MAX_BYTES:
             raise SourceError(f"it has {status.st_size} bytes; 1 to {_MAX_BYTES} can be read")
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).read_bytes()
     except OSError as error:
         raise SourceError(f"it can't be read: {error.strerror or error}") from error
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    try:
+        return _bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
@@ -247,23 +252,22 @@ def image_size(image: bytes | str, max_pixels: int = MAX_PIXELS) -> Size:
     """
     what = "the embedded image" if isinstance(image, bytes) else f"the image {os.path.basename(image)!r}"
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=_FORMATS) as opened:
+        data = image if isinstance(image, bytes) else _bytes(image)
+        with headers.opened(data) as opened:
             size = (opened.height, opened.width)
             if size[0] * size[1] <= max_pixels:
-                return upright_size(size, _orientation(opened, image))
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
-        raise SourceError(f"{what} is damaged, or none of {', '.join(_FORMATS)}: {error}") from error
+                return upright_size(size, _orientation(opened, data))
+    except FastloadError as error:
+        raise SourceError(f"{what}: {error}") from error
     raise SourceError(f"{what} has {size[1]} x {size[0]} pixels, more than the limit of {max_pixels}")
 
 
-def _orientation(opened: Image.Image, image: bytes | str) -> int:
+def _orientation(opened: Image.Image, data: bytes) -> int:
     """The EXIF orientation, 1 to 8, by packing's rules: a TIFF comes upright, a PNG is not decoded to look for it."""
     if opened.format == "TIFF":
         return 1
-    if opened.format == "PNG":
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        if b"eXIf" not in data and b"Raw profile type" not in data:
-            return 1
+    if opened.format == "PNG" and b"eXIf" not in data and b"Raw profile type" not in data:
+        return 1
     try:
         orientation = opened.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # garbage in EXIF does not make the image worse

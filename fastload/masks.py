@@ -8,23 +8,20 @@ plans as the image's, by asking for each output pixel which pixel of the mask it
 from __future__ import annotations
 
 import functools
-import io
 import re
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from . import blocks
+from . import blocks, headers
 from .blocks import Values
 from .errors import DecodeError
 from .geometry import Box, Plan, Size
 from .record import BLOCKS, Field
 
 _Indices = npt.NDArray[np.int64]
-
-_FORMATS = ("PNG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "JPEG")
 
 
 def decode(data: bytes, max_pixels: int) -> Values:
@@ -34,9 +31,9 @@ def decode(data: bytes, max_pixels: int) -> Values:
         DecodeError: it is damaged, has colours or alpha instead of values, values that don't fit, or is lossy.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with headers.read(data) as image:
             image.verify()  # a PNG's checksums, which reading its pixels passes over
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with headers.read(data) as image:
             if image.width * image.height > max_pixels:
                 raise DecodeError(f"the mask has {image.width} x {image.height} pixels, the limit is {max_pixels}")
             if image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg":
@@ -50,7 +47,7 @@ def decode(data: bytes, max_pixels: int) -> Values:
     except DecodeError:
         raise
     except UnidentifiedImageError as error:
-        raise DecodeError(f"the mask is no image, or none of {', '.join(_FORMATS[:-1])}") from error
+        raise DecodeError("the mask is no image, or none of PNG, BMP, PPM, TIFF, GIF and WebP") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"the mask is damaged: {error}") from error
     return narrowed(values)

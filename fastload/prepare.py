@@ -2,15 +2,21 @@
 
 Before an image is kept it is decoded, so damage is found now, not in the middle of a training run. What can't be packed
 comes out as `LeftOut`, with its reason.
+
+What a stranger's file may cost is limited. Nothing is decoded that has more pixels than `max_pixels`, and all threads
+together work on no more of them at a time: below 1 GB of memory with 2**26 (8-bit images; Python and torch are 300 MB
+of it). No file is read that has more than 64 MB and 4 bytes for each pixel of that limit. A JPEG has up to 100 scans
+(`jpeg.MAX_SCANS`) and 16 segments of EXIF data; no header takes more than half a million reads (`headers`). Links are
+followed, as torchvision's ImageFolder does; what they lead to is packed if it is an image, and else never quoted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import math
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +26,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from . import arrays, blocks, boxes, decode, dicom, geometry, jpeg, masks, record, tiles
+from . import arrays, blocks, boxes, decode, dicom, geometry, headers, jpeg, masks, record, tiles
 from .blocks import Values
 from .buffers import scratch
 from .errors import DecodeError, FastloadError, SourceError
@@ -37,12 +43,14 @@ Encode = Literal["keep", "jpeg", "raw"]
 Exif = Literal["apply", "ignore"]
 MAX_PIXELS = 1 << 28
 _DEFAULT_QUALITY = 95
+_LONGEST_REASON = 500
+_PIXELS_KEPT = 1 << 25  # a larger JPEG is decoded once more instead
+_BLOCKS_AT_LEAST, _PIXELS_PER_BLOCK = 1 << 20, 32  # re-cut are JPEGs of so many blocks, or as max_pixels allows
 _ORIENTATION_TAG, _BITS_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 0x0102, 0x0153
 _PNG_BITS = 24  # where a PNG's header says how many; the next byte is its kind of colours
 _PNG_GRAY_AND_ALPHA = 4
 _PPM_HEADER = re.compile(rb"P[56]" + 2 * rb"(?:\s|#[^\n]*\n)+\d+" + rb"(?:\s|#[^\n]*\n)+(\d+)")
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 
 
 @dataclass(frozen=True)
@@ -275,11 +283,57 @@ def prepare(
             contents, cells = _stored(sample, store, options)
         else:
             contents, cells = source.read(item), {}
-        return _prepared(item, contents, cells, source, options, fixed, form)
+        with _at_work(_pixel_count(contents.get("image")), options.max_pixels):
+            return _prepared(item, contents, cells, source, options, fixed, form)
     except OSError as error:
         return LeftOut(item, f"it can't be read: {error.strerror or error}")
     except (FastloadError, MemoryError) as error:
-        return LeftOut(item, str(error) or "not enough memory to decode it")
+        return LeftOut(item, _one_line(str(error)) or "not enough memory to decode it")
+
+
+def _one_line(reason: str) -> str:
+    """A reason that can be printed, whatever of a file got into it."""
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in reason)
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
+
+
+class _AtWork:
+    """How many pixels all threads together may have under work: as many as one image may have.
+
+    So what packing takes of memory does not depend on the number of threads.
+    """
+
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def __call__(self, pixels: int, limit: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pixels or self._pixels + pixels <= limit)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
+
+
+_at_work = _AtWork()
+
+
+def _pixel_count(image: Any) -> int:
+    """How many pixels an image will have in memory; 0 for those that are there already, or can't be read."""
+    if isinstance(image, record.Field):
+        return image.height * image.width
+    if not isinstance(image, bytes):
+        return 0
+    try:
+        with headers.opened(image) as opened:
+            return int(opened.height * opened.width)
+    except DecodeError:
+        return 0
 
 
 def _prepared(
@@ -431,7 +485,7 @@ def _deep_values(data: bytes, facts: _Facts, options: Options) -> Values:
     if values.shape[2] == 4:
         opaque: npt.NDArray[Any] = values[..., 3:] / 65535
     else:  # one colour is transparent
-        with _opened(data) as image:
+        with headers.opened(data) as image:
             opaque = (values != image.info["transparency"]).any(axis=2, keepdims=True)
     below = np.array(options.background) * 257
     laid: Values = np.rint(below + opaque * (values[..., :3] - below)).astype(np.uint16)
@@ -568,7 +622,7 @@ def _stored_field(store: Store, index: int, options: Options) -> record.Field:
 def _identify(data: bytes, options: Options) -> _Facts:
     """Format, size and orientation from the file's header, by Pillow; DecodeError where there is no (whole) image."""
     try:
-        with _opened(data) as image:
+        with headers.opened(data) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             size = (image.height, image.width)
             transparent = _is_transparent(image)
@@ -576,14 +630,10 @@ def _identify(data: bytes, options: Options) -> _Facts:
             gray = _is_gray(image, data) and not (transparent and options.background is not None)
         _check_pixels(size, options)
         if not is_jpeg:
-            with _opened(data) as image:
+            with headers.opened(data) as image:
                 image.verify()
-    except DecodeError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DecodeError("not an image, or none of JPEG, PNG, BMP, PPM, WebP, TIFF and GIF") from error
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
-        raise DecodeError(f"damaged: {error}") from error
+    except Exception as error:
+        raise headers.damaged(error) from error
     return _Facts(is_jpeg, size, _orientation(data) if options.exif == "apply" else 1, transparent, bits, gray)
 
 
@@ -613,13 +663,9 @@ def _check_pixels(size: Size, options: Options) -> None:
         )
 
 
-def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=_FORMATS)
-
-
 def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it can't be read."""
-    with _opened(data) as image:
+    with headers.opened(data) as image:
         if image.format == "TIFF":
             return 1  # whoever decodes it turns it upright: libtiff does, and so does Pillow
         if image.format == "PNG" and b"eXIf" not in data and b"Raw profile type" not in data:
@@ -661,7 +707,8 @@ def _kept_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Fi
     pixels = None
     codec = record.ENCODED
     if facts.is_jpeg and _decodes_as_rgb(data, facts.size):
-        pixels = scratch("original", height * width * 3).reshape(height, width, 3) if options.tiles else None
+        if options.tiles and height * width <= _PIXELS_KEPT:
+            pixels = scratch("original", height * width * 3).reshape(height, width, 3)
         codec = record.JPEG if jpeg.check(data, pixels) else record.ENCODED
     if codec == record.ENCODED:
         decode.decode_other(data, (height, width, 3))
@@ -671,10 +718,10 @@ def _kept_field(data: bytes, facts: _Facts, options: Options) -> tuple[record.Fi
 def _on_background(data: bytes, colour: tuple[int, int, int]) -> bytes:
     """An image with transparency laid on a colour, as PNG."""
     try:
-        with _opened(data) as image:
+        with headers.opened(data) as image:
             pixels = np.asarray(_laid_on(image, colour))
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
-        raise DecodeError(f"damaged: {error}") from error
+    except Exception as error:
+        raise headers.damaged(error) from error
     return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
@@ -718,10 +765,11 @@ def tiled(field: record.Field, pixels: Pixels | None, options: Options) -> tuple
     from .recut import Untouched, recut
 
     try:
-        cut = recut(bytes(field.payload), strip=options.strip, orientation=field.orientation)
+        most = max(_BLOCKS_AT_LEAST, options.max_pixels // _PIXELS_PER_BLOCK)
+        cut = recut(bytes(field.payload), strip=options.strip, orientation=field.orientation, max_blocks=most)
         recut_field = field._replace(payload=cut.data, tiles=cut.tiles, checksum=record.checksum(cut.data))
         whole = decode.pixels(field, keep=True) if pixels is None else pixels
-        if not (np.array_equal(decode.pixels(recut_field), whole) and decode.tiles_show(recut_field, whole)):
+        if not (decode.same(decode.pixels(recut_field), whole) and decode.tiles_show(recut_field, whole)):
             raise Untouched(tiles.PIXELS)
     except Untouched as reason:
         return field, reason.outcome

@@ -106,7 +106,8 @@ _Scan = tuple[Bytes, Ints, int, tuple[int, int], Ints]
 class _Reader:
     """Reads a JPEG up to its coefficients."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, max_blocks: int = _MAX_BLOCKS) -> None:
+        self._max_blocks = min(max_blocks, _MAX_BLOCKS)
         self.kept: list[tuple[int, bytes]] = []
         self.quantisation: dict[int, bytes] = {}
         self.frame: _Frame | None = None
@@ -159,7 +160,7 @@ class _Reader:
         if self.frame is not None:
             raise Untouched(tiles.SEGMENTS)
         self.frame = frame = _Frame(marker, body)
-        if frame.blocks > _MAX_BLOCKS:
+        if frame.blocks > self._max_blocks:
             raise Untouched(tiles.LARGE)
         if frame.height * frame.width < _MIN_PIXELS:
             raise Untouched(tiles.SMALL)
@@ -240,16 +241,16 @@ class _Reader:
         return np.stack([self._codes[number] for number in numbers])
 
 
-def recut(data: bytes, *, strip: bool = False, orientation: int = 1) -> Recut:
+def recut(data: bytes, *, strip: bool = False, orientation: int = 1, max_blocks: int = _MAX_BLOCKS) -> Recut:
     """Re-cut a JPEG. Compiles for some seconds at the first call on a machine.
 
     strip: drop EXIF, ICC profiles, comments and all else that does not change how the pixels are decoded, but keep the
-    EXIF `orientation`.
+    EXIF `orientation`. max_blocks: JPEGs of more blocks stay as they are; each takes some 200 bytes meanwhile.
 
     Raises:
         Untouched: it stays as it is.
     """
-    reader = _Reader(data)
+    reader = _Reader(data, max_blocks)
     frame = reader.frame
     assert frame is not None
     if not {c.quantisation for c in frame.components} <= set(reader.quantisation):

@@ -8,6 +8,7 @@ files are only listed; `Source.read`, which packing calls in its threads, reads 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -62,6 +63,7 @@ _GO_WITH: dict[str, tuple[Format, ...]] = {
 _JUNK = frozenset(("thumbs.db", "desktop.ini"))
 _LOOKED_AT = 32
 _JSON_TRIED = 20  # files at a folder's top, before it is none of labelme's
+_SPARE_BYTES, _BYTES_PER_PIXEL = 64 << 20, 4  # of a file: metadata, pixels
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")
 
 
@@ -81,24 +83,33 @@ class Item(NamedTuple):
     mask: str | None = None
 
 
-def read_files(item: Item) -> dict[str, Any]:
+def read_files(item: Item, max_pixels: int = labelme.MAX_PIXELS) -> dict[str, Any]:
     """The bytes of an item's image, and of its mask if it has one.
 
     Raises:
-        SourceError, OSError: a file is empty, no regular file, or can't be read.
+        SourceError, OSError: a file is empty, larger than any image of so many pixels, no regular file, or can't be
+            read.
     """
-    contents = {"image": _read(item.path)}
+    contents = {"image": _read(item.path, max_pixels)}
     if item.mask is not None:
-        contents["mask"] = _read(item.mask)
+        contents["mask"] = _read(item.mask, max_pixels)
     return contents
 
 
-def _read(path: str) -> bytes:
-    status = os.stat(path)
+def _read(path: str, max_pixels: int) -> bytes:
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a NUL in the name, say
+        raise SourceError(f"its name can't be one of a file: {error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise SourceError("it is no regular file")
     if status.st_size == 0:
         raise SourceError("the file is empty (0 bytes)")
+    if status.st_size > _SPARE_BYTES + _BYTES_PER_PIXEL * max_pixels:
+        raise SourceError(
+            f"the file has {status.st_size} bytes, more than {_BYTES_PER_PIXEL} for each of {max_pixels} pixels, which "
+            "is the limit; --max-pixels raises it"
+        )
     return Path(path).read_bytes()
 
 
@@ -199,7 +210,7 @@ def open_source(
     part: `train` or `test` of MNIST and CIFAR, or a split of Parquet files; all there is by default.
     label_from, header, window, rescale: of DICOM, see `dicom.read_dicom`.
     kinds: of the fields of tar shards and Parquet files, where these don't say it, see `fields`.
-    max_pixels: no mask is drawn for a larger image.
+    max_pixels: no mask is drawn for a larger image, and no file is read that is larger than such an image can be.
     ignore: files that are no items wherever they lie, such as the store that is being written.
 
     Raises:
@@ -219,7 +230,7 @@ def open_source(
     if masks is not None:
         format = "pairs"
     if format == "auto":
-        format = next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
+        format = _recognised(path, is_folder)
     needed = _FILES.get(format, "folder")
     if format not in _EITHER and is_folder != (needed == "folder"):
         raise SourceError(
@@ -252,6 +263,8 @@ def open_source(
         "store": lambda: _store(path),
     }
     source = builders[format]()
+    if source.read is read_files:
+        source = source._replace(read=functools.partial(read_files, max_pixels=max_pixels))
     if labels is not None and not source.masks:
         raise SourceError(f"{os.fspath(labels)} names a mask's values, and there are no masks in {path}")
     if not source.items:
@@ -259,6 +272,13 @@ def open_source(
             f"{path}: there is nothing to pack in it; is it the right {'folder' if is_folder else 'file'}?"
         )
     return source
+
+
+def _recognised(path: str, is_folder: bool) -> Format:
+    mode = os.stat(path).st_mode if os.path.exists(path) else 0  # a pattern of shards does not
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):  # but a list may come through a pipe
+        raise SourceError(f"{path} is a device or a socket; give a folder of images, or a regular file")
+    return next(format for format, is_it in _SIGNS[is_folder].items() if is_it(path))
 
 
 def _has_annotation_at_top(folder: str) -> bool:
@@ -459,7 +479,7 @@ def _labelme(path: str, class_list: str | os.PathLike[str] | None, max_pixels: i
 
     def read(item: Item) -> dict[str, Any]:
         found = labelme.read(item.path, classes, root=path, max_pixels=max_pixels, class_list=where)
-        image = found.image if isinstance(found.image, bytes) else _read(found.image)
+        image = found.image if isinstance(found.image, bytes) else _read(found.image, max_pixels)
         return {"image": image, "mask": found.mask, "instances": found.instances}
 
     masks = {"mask": _ignored(classes), "instances": 0}

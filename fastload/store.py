@@ -54,6 +54,8 @@ FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
 
 _META_MAGIC = 0xBEEFC0DE
+_REMARKS: dict[str, Any] = {"source": "", "options": {}, "tiles": [], "created": "", "quarantined": 0}
+"""What a manifest says that reading samples does not rely on, where it does not say it."""
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
 _SHAPES = {"size": [2], "bytes": [], "checksum": [], "tiles": [], "others_checksum": []}
@@ -272,10 +274,9 @@ class Store:
         image = self.schema.image
         self.image_dtype: np.dtype[Any] = np.dtype("uint8" if image is None else image.dtype or "uint8")
         self._count: int = self.manifest["count"]
-        self.columns = {
-            name: Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
-            for name, c in self.manifest["columns"].items()
-        }
+        self.columns = _Columns(self.path)
+        for name, c in self.manifest["columns"].items():
+            self.columns[name] = Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
 
     @property
     def image_channels(self) -> int:
@@ -324,7 +325,7 @@ class Store:
             with session.environment.begin(db=session.meta) as transaction, transaction.cursor() as cursor:
                 found = cursor.set_range(b"quarantine/")
                 while found and cursor.key().startswith(b"quarantine/"):
-                    left_out += [{"name": e["name"], "reason": e["reason"]} for e in json.loads(cursor.value())]
+                    left_out += [{key: _text(e[key]) for key in ("name", "reason")} for e in json.loads(cursor.value())]
                     found = cursor.next()
         except (lmdb.Error, ValueError, TypeError, KeyError, RecursionError) as error:
             raise StoreError(f"{self.path}: its quarantine list is damaged: {error}") from error
@@ -379,7 +380,7 @@ class Store:
                 "update with `pip install -U fastload`"
             )
         check_manifest(manifest, self.path)
-        return dict(manifest)
+        return {**_REMARKS, **manifest}
 
     def _chunk(self, column: str, chunk: int, spec: ColumnSpec) -> npt.NDArray[Any]:
         session = self._open()
@@ -399,6 +400,23 @@ class Store:
         if span is None:
             span = session.spans[column] = _Span.of(list(self.columns[column].chunks()), spec.row_bytes)
         return span
+
+
+class _Columns(dict[str, Column]):
+    """The columns of a store. One that is asked for and not there is no slip of the program's, but damage."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def __missing__(self, name: str) -> Column:
+        raise StoreFormatError(f"{self._path}: there is no column {name!r}; the store is damaged")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.100} is no text")
+    return value
 
 
 def check_manifest(manifest: dict[str, Any], path: str) -> None:
@@ -421,6 +439,8 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
             and all(columns[name]["shape"] == shape for name, shape in _SHAPES.items() if name in columns)
             and all(columns[f"{mask}_{of}"]["shape"] == [] for mask in masks for of in ("max", "checksum"))
+            and all(isinstance(manifest.get(name, default), type(default)) for name, default in _REMARKS.items())
+            and all(isinstance(name, str) for name in manifest.get("tiles", []))
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error

@@ -23,9 +23,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
-from . import blocks, decode, record
+from . import blocks, decode, headers, record
 from .blocks import Values
 from .errors import ChecksumError, DecodeError, FastloadError, StoreError
 from .fields import Spec, restore
@@ -35,7 +34,9 @@ from .values import Value
 
 Target = Literal["folder", "tar"]
 
-_FORBIDDEN = re.compile(r'[\x00<>:"|?*\\]' if os.name == "nt" else r"\x00")
+_FORBIDDEN = re.compile(
+    r'(?i)[\x00-\x1f<>:"|?*\\]|(^|/)(con|prn|aux|nul|com\d|lpt\d)(\.|/|$)' if os.name == "nt" else r"\x00"
+)
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 _EXTENSION = 100  # file systems take 255 bytes, the sample's own name among them
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -197,9 +198,9 @@ def _image(store: Store, index: int, fields: Record) -> tuple[bytes, str | None]
 def _suffix_of(image: bytes) -> str:
     """What a file with these bytes is called."""
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with headers.opened(image) as opened:
             kind = opened.format
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+    except DecodeError as error:
         raise StoreError(f"the image is of no known format: {error}") from error
     return ".jpg" if kind in (None, "JPEG", "MPO") else f".{kind.lower()}"
 

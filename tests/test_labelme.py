@@ -351,8 +351,8 @@ def test_a_declared_size_must_be_the_image_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no image", "the image 'a.png' is damaged, or none of JPEG, PNG"),
-        (IMAGE[:20], "the image 'a.png' is damaged"),
+        (b"no image", "the image 'a.png': not an image, or none of JPEG, PNG"),
+        (IMAGE[:20], "the image 'a.png': damaged"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of JPEG, PNG"),
         (png(np.zeros((1001, 1000), np.uint8)), "has 1000 x 1001 pixels, more than the limit of 1000000"),
     ],

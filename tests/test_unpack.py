@@ -343,7 +343,19 @@ def test_a_replaced_name_keeps_its_suffix(name: str) -> None:
 
 @windows
 @pytest.mark.parametrize(
-    "name", ["C:\\x.jpg", "C:x.jpg", "\\\\host\\share\\x.jpg", "a\\..\\..\\b.jpg", "a:b.jpg", "a?.jpg"]
+    "name",
+    [
+        "C:\\x.jpg",
+        "C:x.jpg",
+        "\\\\host\\share\\x.jpg",
+        "a\\..\\..\\b.jpg",
+        "a:b.jpg",
+        "a?.jpg",
+        "a/CON",
+        "aux.jpg",
+        "Lpt1.b.jpg",
+        "a\n.jpg",
+    ],
 )
 def test_windows_paths_become_the_number(name: str) -> None:
     """Drives, shares, backslashes and what Windows forbids in names."""
