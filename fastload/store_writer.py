@@ -8,8 +8,8 @@ While it grows, the partial store holds each step's piece of every column (`step
 `finish` gathers the pieces into the chunks that `store` describes. Only the images of a raw column, which are large,
 are written as final chunks at once, one per step.
 
-`progress` has a checksum of all that the file holds. Before an interrupted pack goes on from it the file is read once and
-compared, since what lay about for days, or was cut off from its disk, may be damaged where LMDB wouldn't notice.
+`progress` has a checksum of all that the file holds. Before a pack goes on from a partial file it reads it once and
+compares: LMDB wouldn't notice damage. One that is damaged, or of another source, is started over.
 """
 
 from __future__ import annotations
@@ -89,14 +89,9 @@ class StoreWriter:
             check_file(self.partial)
             self._open()
             with self._environment.begin() as transaction:
-                progress = json.loads(transaction.get(b"progress", db=self._meta) or b"{}")
-                checksum = progress.pop("checksum", None)
-                if progress.get("fingerprint") == self._fingerprint and checksum == self._check(transaction, progress):
-                    self.count, self.done = progress["count"], progress["done"]
-                    self.quarantined, self._step = progress["quarantined"], progress["step"]
-                    self._complete = transaction.get(b"manifest", db=self._meta) is not None
+                if self._take_progress(transaction):
                     return True
-        except (StoreFormatError, ValueError, TypeError, AttributeError, lmdb.Error):
+        except (StoreFormatError, lmdb.Error):
             pass  # damaged, or never one of ours
         except OSError as error:
             raise self._pack_error(error) from error
@@ -104,15 +99,34 @@ class StoreWriter:
             self._environment.close()
         return False
 
-    def _check(self, transaction: lmdb.Transaction[bytes], progress: Mapping[str, Any]) -> int:
-        """Read all that the partial file holds; the checksum that `progress` should have."""
-        self._checksum = 0
-        for database in (self._samples, self._meta):
-            with transaction.cursor(db=database) as cursor:
-                for key, value in cursor:
-                    if key != b"progress":
-                        self._checksum ^= _checksum_of(key, value)
-        return self._checksum ^ _checksum_of(b"progress", json.dumps(progress).encode())
+    def _take_progress(self, transaction: lmdb.Transaction[bytes]) -> bool:
+        """Take over how far an interrupted run came; False if it packed something else, or its file is damaged."""
+        checksum, _, text = (transaction.get(b"progress", db=self._meta) or b"").partition(b" ")
+        if checksum != b"%016x" % record.checksum(text):
+            return False
+        progress = json.loads(text)
+        if progress["fingerprint"] != self._fingerprint:
+            return False
+        if progress["checksum"] != self._checksum_of_all(transaction, progress["count"], progress["step"]):
+            return False
+        self.count, self.done, self.quarantined = progress["count"], progress["done"], progress["quarantined"]
+        self._step, self._checksum = progress["step"], progress["checksum"]
+        self._complete = transaction.get(b"manifest", db=self._meta) is not None
+        return True
+
+    def _checksum_of_all(self, transaction: lmdb.Transaction[bytes], count: int, steps: int) -> int:
+        """Read all that the partial file holds: key by key, since LMDB's cursors end the process at a damaged page."""
+        keys = {b"manifest"} | {b"quarantine/%08d" % step for step in range(steps)}
+        for name, spec in self.columns.items():
+            keys |= {self._piece_key(name, step) for step in range(steps)}
+            keys |= {chunk_key(name, chunk) for chunk in range(-(-count // spec.rows_per_chunk))}
+        checksum = 0
+        for database, wanted in ((self._samples, map(sample_key, range(count))), (self._meta, keys)):
+            for key in wanted:
+                value = transaction.get(key, db=database)
+                if value is not None:
+                    checksum ^= _checksum_of(key, value)
+        return checksum
 
     def add(self, fields: Sequence[record.Field], row: Mapping[str, Any]) -> None:
         """Append one sample: its record and its value in each column."""
@@ -177,10 +191,9 @@ class StoreWriter:
         self._publish()
 
     def _progress(self) -> bytes:
-        progress: dict[str, Any] = {"fingerprint": self._fingerprint, "count": self.count, "done": self.done}
-        progress |= {"quarantined": self.quarantined, "step": self._step}
-        checksum = self._checksum ^ _checksum_of(b"progress", json.dumps(progress).encode())
-        return json.dumps(progress | {"checksum": checksum}).encode()
+        progress = {"fingerprint": self._fingerprint, "count": self.count, "done": self.done, "step": self._step}
+        text = json.dumps(progress | {"quarantined": self.quarantined, "checksum": self._checksum}).encode()
+        return b"%016x %s" % (record.checksum(text), text)
 
     def _piece_key(self, column: str, step: int) -> bytes:
         return chunk_key(column, step) if column == "image" else b"step/%08d/%s" % (step, column.encode())

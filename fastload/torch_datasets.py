@@ -180,7 +180,7 @@ class _Reader:
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
         )
-        outcomes = iter(loader)
+        outcomes = _until_killed(iter(loader))
         if self.iterable:
             for number, outcome in enumerate(outcomes):  # those of several processes come in turn
                 item = _item(number)
@@ -189,6 +189,16 @@ class _Reader:
                     yield outcome._replace(**({"item": item} if is_left_out else {"name": item.name}))
         else:
             yield from outcomes
+
+
+def _until_killed(outcomes: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from outcomes
+    except RuntimeError as error:
+        raise PackError(
+            f"a process that reads the dataset was lost ({error}); run the same command again: it goes on from what is "
+            "already packed"
+        ) from error
 
 
 class _Indexed(Dataset[Any]):
