@@ -10,6 +10,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -42,10 +43,11 @@ if os.name == "posix":
 
 
 class Case(NamedTuple):
-    """What is packed, and how. source: a path; of a dataset, None."""
+    """What is packed, and how. source: a path; of a dataset, None. user: by whom, if not by who asks."""
 
     source: Path | None
     options: dict[str, Any]
+    user: int | None = None
 
 
 class Fault(NamedTuple):
@@ -171,6 +173,10 @@ def _pack(case: Case, destination: Path, fault: Fault, connection: Connection) -
     os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
     store_writer._STEP_BYTES = _STEP_BYTES
     store.COLUMN_CHUNK = _COLUMN_CHUNK
+    if case.user is not None:
+        os.setgroups([])
+        os.setegid(case.user)
+        os.seteuid(case.user)
     tell = _Teller(connection, fault)
     _install(fault, tell)
     try:
@@ -183,7 +189,7 @@ def _pack(case: Case, destination: Path, fault: Fault, connection: Connection) -
         )
     except (FastloadError, OSError, KeyboardInterrupt) as error:
         connection.send({"error": f"{type(error).__name__}: {error}"})
-        os._exit(1)
+        sys.exit(1)
 
 
 class _Teller:
@@ -200,7 +206,8 @@ class _Teller:
         if self.fault == ("interrupt", done):
             raise KeyboardInterrupt
         if self.fault == ("worker", done):
-            os.kill(next(child.pid for child in multiprocessing.active_children() if child.pid), signal.SIGKILL)
+            for child in multiprocessing.active_children()[:1]:
+                os.kill(child.pid or 0, signal.SIGKILL)
 
 
 def _install(fault: Fault, tell: _Teller) -> None:
@@ -250,7 +257,7 @@ class Trial:
     def __init__(self, case: Case, folder: Path, whole: dict[str, Any], old: Path | None = None) -> None:
         self.case, self.folder, self.whole, self.old = case, folder, whole, old
         self.path = folder / NAME
-        self.committed = 0
+        self.committed = self.endings = 0
         self.groups: list[int] = []
         folder.mkdir(exist_ok=True)
         if old is not None:
@@ -260,6 +267,7 @@ class Trial:
         """Pack until the fault; whether the new store is there. AssertionError for half a store, or lost work."""
         ending = self.last = pack_until(self.case, self.path, fault)
         self.groups.append(ending.group)
+        self.endings += 1
         assert ending.first is None or ending.first > self.committed, f"{fault}: packed items again, {ending}"
         assert set(os.listdir(self.folder)) <= ALLOWED, os.listdir(self.folder)
         done = self.is_new()
@@ -281,6 +289,7 @@ class Trial:
 
     def finish(self) -> None:
         """Pack once more, undisturbed: it must go on and give the undisturbed run's store, and leave nothing behind."""
-        assert self.end(Fault()), self.last
-        assert os.listdir(self.folder) == [NAME]
+        self.end(Fault())
+        assert self.last.code == 0, self.last
+        assert os.listdir(self.folder) == [NAME], os.listdir(self.folder)
         assert not any(map(strays, self.groups)), "a process of a pack is left over"
