@@ -45,7 +45,7 @@ from .prepare import (
 from .sources import Format, Item, Source, open_source
 from .store import ColumnSpec, Store, looks_like_store
 from .store_writer import StoreWriter
-from .torch_datasets import open_dataset
+from .torch_datasets import lost_processes, open_dataset
 from .workers import ordered_map
 
 _THREADS = "fastload-pack"
@@ -277,7 +277,7 @@ def _pack(
     if listed.store is not None and listed.masks and options.exif == "ignore":
         raise ValueError("exif is 'ignore', but the masks of a store are upright, as its images then aren't; pack anew")
     created = _creation_time()
-    with _only_pack(final), libraries_for_packing():
+    with _only_pack(final), libraries_for_packing(), lost_processes():
         _check_name(final, overwrite)  # another pack may have finished just now
         cut = _write(listed, final, options, form, created, workers or usable_cores(), progress)
     notes = [f"{cut} images of 16 bits were cut to 8; --depth 16 keeps all of their bits"] if cut else []

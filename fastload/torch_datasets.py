@@ -7,7 +7,11 @@ asked for, each with a copy of it as with a loader; encoding is done by threads,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -51,6 +55,24 @@ def open_dataset(dataset: Any, kinds: Mapping[str, str], workers: int) -> Source
         content=reader.content,
         outcomes=reader.outcomes,
     )
+
+
+@contextlib.contextmanager
+def lost_processes() -> Iterator[None]:
+    """Say what to do when a process that reads a dataset is killed: torch raises that anywhere in the main thread.
+
+    Raises:
+        PackError: one was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise PackError(
+            f"a process that reads the dataset was lost ({error}); run the same command again: it goes on from what is "
+            "already packed"
+        ) from error
 
 
 class _Items(Sequence[Item]):
@@ -180,7 +202,7 @@ class _Reader:
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
         )
-        outcomes = _until_killed(iter(loader))
+        outcomes = iter(loader)
         if self.iterable:
             for number, outcome in enumerate(outcomes):  # those of several processes come in turn
                 item = _item(number)
@@ -189,16 +211,6 @@ class _Reader:
                     yield outcome._replace(**({"item": item} if is_left_out else {"name": item.name}))
         else:
             yield from outcomes
-
-
-def _until_killed(outcomes: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from outcomes
-    except RuntimeError as error:
-        raise PackError(
-            f"a process that reads the dataset was lost ({error}); run the same command again: it goes on from what is "
-            "already packed"
-        ) from error
 
 
 class _Indexed(Dataset[Any]):
@@ -228,6 +240,15 @@ def _as_it_is(outcome: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     libraries_for_packing().__enter__()
+    threading.Thread(target=_end_with_parent, name="fastload-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process with a killed parent; torch's own watch waits forever for somebody to take the last results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _length(dataset: Any) -> int | None:

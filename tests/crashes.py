@@ -80,7 +80,7 @@ class Ending:
 
 
 class Numbers(Dataset[Any]):
-    """Sixty samples of several fields, one of which can't be read."""
+    """Sixty samples of several fields, some larger than what a pipe takes; one can't be read."""
 
     def __len__(self) -> int:
         return 60
@@ -89,7 +89,7 @@ class Numbers(Dataset[Any]):
         if index == 41:
             raise OSError("the disk has a scratch here")
         random = np.random.default_rng(index)
-        return {"wave": random.bytes(3000 + 7 * index), "text": f"number {index}", "label": index % 7}
+        return {"wave": random.bytes(3000 if index % 4 else 90_000), "text": f"number {index}", "label": index % 7}
 
 
 def make_cases(folder: Path) -> dict[str, Case]:
@@ -145,7 +145,7 @@ def pack_until(case: Case, destination: Path, fault: Fault = Fault()) -> Ending:
     try:
         while receiver.poll(PATIENCE):
             told.update(receiver.recv())
-        raise AssertionError(f"{fault}: the pack hangs")
+        raise AssertionError(f"{fault}: the pack hangs, or a process of it")
     except (EOFError, ConnectionResetError):
         pass
     finally:

@@ -226,9 +226,9 @@ def test_a_file_that_may_not_grow_again_and_again(trial: Callable[..., Trial], k
 
 @traced
 @pytest.mark.parametrize(("error", "said"), [("EDQUOT", FULL), ("ENOSPC", FULL), ("EIO", "can't be written: ")])
-@pytest.mark.parametrize("call", ["pwrite64", "fdatasync"])
+@pytest.mark.parametrize(("call", "number"), [("pwrite64", 9), ("fdatasync", 5)])
 def test_an_error_of_the_system_in_a_commit(
-    sources: dict[str, Case], tmp_path: Path, error: str, said: str, call: str
+    sources: dict[str, Case], tmp_path: Path, error: str, said: str, call: str, number: int
 ) -> None:
     """A quota that is used up, a full disk and a bad one, as the system's answer to a write or a sync of LMDB's."""
     source = sources["raw"].source or Path()
@@ -244,7 +244,7 @@ def test_an_error_of_the_system_in_a_commit(
         "-e",
         f"trace={call}",
         "-e",
-        f"inject={call}:error={error}:when=9+",
+        f"inject={call}:error={error}:when={number}+",
         "-o",
         "/dev/null",
     ]
