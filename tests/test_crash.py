@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import random
 import re
@@ -140,14 +141,15 @@ def test_what_a_power_cut_leaves_of_the_pages_of_a_commit_is_no_harm(
     after.end(Fault("call", 7))
     old, new = ((packs.folder / f"{NAME}.partial").read_bytes() for packs in (before, after))
     assert before.committed < after.committed
-    pages = [at for at in range(0, len(new), 4096) if old[at : at + 4096] != new[at : at + 4096]]
-    assert len([at for at in pages if at < 8192]) == 1
+    size = mmap.PAGESIZE
+    pages = [at for at in range(0, len(new), size) if old[at : at + size] != new[at : at + size]]
+    assert len([at for at in pages if at < 2 * size]) == 1
     for number in range(4):
         packs = trial("tiles", f"cut{number}")
         torn = bytearray(old.ljust(len(new), b"\0"))
         for at in pages:
-            if at >= 8192 and chance.random() < (0.5 if number else 1):
-                torn[at : at + 4096] = new[at : at + 4096]
+            if at >= 2 * size and chance.random() < (0.5 if number else 1):
+                torn[at : at + size] = new[at : at + size]
         (packs.folder / f"{NAME}.partial").write_bytes(torn)
         packs.committed = before.committed
         packs.finish()
@@ -399,17 +401,25 @@ def test_a_partial_file_that_was_damaged_meanwhile_never_makes_a_wrong_store(
         partial = (first.folder / f"{NAME}.partial").read_bytes()
         if b'"digest": ' in partial or moment == "middle":
             break
+    places = places_of(first.whole, partial)
     for number in range(6):
         packs = trial(kind, str(number))
         damaged = bytearray(partial)
         if number < 4:
             for _ in range(3):
-                damaged[chance.randrange(2 * 4096, len(damaged))] ^= 1 << chance.randrange(8)
+                damaged[chance.choice(places)] ^= 1 << chance.randrange(8)
         else:
             del damaged[chance.randrange(len(damaged)) :]
         (packs.folder / f"{NAME}.partial").write_bytes(damaged)
         packs.finish()
         assert number < 4 or packs.last.first == 1
+
+
+def places_of(whole: dict[str, Any], partial: bytes) -> list[int]:
+    """Where bytes of records and columns lie in a partial file."""
+    values = [*whole["records"], *(column[:64] for column in whole["columns"].values())]
+    found = [(partial.find(value), len(value)) for value in values]
+    return [place for start, length in found if start >= 0 for place in range(start, start + length)]
 
 
 # ---- two at once
