@@ -45,7 +45,7 @@ from .prepare import (
 from .sources import Format, Item, Source, open_source
 from .store import ColumnSpec, Store, looks_like_store
 from .store_writer import StoreWriter
-from .torch_datasets import open_dataset
+from .torch_datasets import lost_processes, open_dataset
 from .workers import ordered_map
 
 _THREADS = "fastload-pack"
@@ -151,7 +151,7 @@ def pack(
                 "format, root, masks, labels, columns, part and DICOM's options go with files, not datasets"
             )
         dataset = open_dataset(source, kinds or {}, workers or 0)
-        return _pack(dataset, final, options, form_of(dataset, options), None, progress)
+        return _pack(dataset, final, options, form_of(dataset, options), None, overwrite, progress)
     listed = open_source(
         source,
         format,
@@ -169,7 +169,7 @@ def pack(
         max_pixels=max_pixels,
         ignore=_files_of(final),
     )
-    return _pack(listed, final, options, form_of(listed, options), workers, progress)
+    return _pack(listed, final, options, form_of(listed, options), workers, overwrite, progress)
 
 
 def pack_splits(
@@ -229,7 +229,7 @@ def pack_splits(
     return {
         name: _report(part, finals[name])
         if name in done
-        else _pack(part, finals[name], chosen, form, workers, progress)
+        else _pack(part, finals[name], chosen, form, workers, overwrite, progress)
         for name, part in sources.items()
     }
 
@@ -270,13 +270,15 @@ def _pack(
     options: Options,
     form: Form,
     workers: int | None,
+    overwrite: bool,
     progress: Callable[[int, int], None] | None,
 ) -> PackReport:
     started = time.perf_counter()
     if listed.store is not None and listed.masks and options.exif == "ignore":
         raise ValueError("exif is 'ignore', but the masks of a store are upright, as its images then aren't; pack anew")
     created = _creation_time()
-    with _only_pack(final), libraries_for_packing():
+    with _only_pack(final), libraries_for_packing(), lost_processes():
+        _check_name(final, overwrite)  # another pack may have finished just now
         cut = _write(listed, final, options, form, created, workers or usable_cores(), progress)
     notes = [f"{cut} images of 16 bits were cut to 8; --depth 16 keeps all of their bits"] if cut else []
     return _report(listed, final, time.perf_counter() - started, notes)
@@ -326,14 +328,18 @@ def _checked_destination(source: Any, destination: str | os.PathLike[str], overw
         raise FileExistsError(f"{final} is a folder; give the store a file name, {os.path.join(final, 'db.lmdb')} say")
     if os.path.exists(final) and not (os.path.isfile(final) and looks_like_store(final)):
         raise FileExistsError(f"{final} exists already and is no store; choose another name")
-    if os.path.exists(final) and not overwrite:
-        raise FileExistsError(f"{final} exists already; choose another name, or replace it with --overwrite")
+    _check_name(final, overwrite)
     if not os.path.isdir(os.path.dirname(final)):
         raise FileNotFoundError(f"the folder {os.path.dirname(final)} does not exist; make it first")
     is_file = isinstance(source, str | os.PathLike) and os.path.exists(source)
     if is_file and os.path.exists(final) and os.path.samefile(source, final):
         raise FileExistsError(f"{final} is the source too; give the new store another name")
     return final
+
+
+def _check_name(final: str, overwrite: bool) -> None:
+    if os.path.exists(final) and not overwrite:
+        raise FileExistsError(f"{final} exists already; choose another name, or replace it with --overwrite")
 
 
 @contextlib.contextmanager

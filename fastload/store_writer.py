@@ -7,6 +7,9 @@ since a reader's memory map can't survive that.
 While it grows, the partial store holds each step's piece of every column (`step/NUMBER/COLUMN`) and a `progress` value;
 `finish` gathers the pieces into the chunks that `store` describes. Only the images of a raw column, which are large,
 are written as final chunks at once, one per step.
+
+`progress` has a checksum of all that the file holds. Before a pack goes on from a partial file it reads it once and
+compares: LMDB wouldn't notice damage. One that is damaged, or of another source, is started over.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class StoreWriter:
         self.count = self.done = self.quarantined = self._step = 0
         self._fingerprint = fingerprint
         self._complete = False
+        self._checksum = 0
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
         self._rows: dict[str, list[Any]] = {name: [] for name in columns}
@@ -68,6 +72,7 @@ class StoreWriter:
         self._environment = lmdb.open(self.partial, subdir=False, lock=False, max_dbs=2, map_size=256 << 20)
         self._samples = self._environment.open_db(b"samples")
         self._meta = self._environment.open_db(b"meta")
+        self._file = os.stat(self.partial)
 
     def _start(self) -> None:
         try:
@@ -83,19 +88,45 @@ class StoreWriter:
         try:
             check_file(self.partial)
             self._open()
-            with self._environment.begin(db=self._meta) as transaction:
-                progress = json.loads(transaction.get(b"progress") or b"{}")
-                self._complete = transaction.get(b"manifest") is not None
-        except (StoreFormatError, ValueError, lmdb.Error):
-            progress = {}
-        if progress.get("fingerprint") != self._fingerprint:
-            self._complete = False
-            if hasattr(self, "_environment"):
-                self._environment.close()
+            with self._environment.begin() as transaction:
+                if self._take_progress(transaction):
+                    return True
+        except (StoreFormatError, lmdb.Error):
+            pass  # damaged, or never one of ours
+        except OSError as error:
+            raise self._pack_error(error) from error
+        if hasattr(self, "_environment"):
+            self._environment.close()
+        return False
+
+    def _take_progress(self, transaction: lmdb.Transaction[bytes]) -> bool:
+        """Take over how far an interrupted run came; False if it packed something else, or its file is damaged."""
+        checksum, _, text = (transaction.get(b"progress", db=self._meta) or b"").partition(b" ")
+        if checksum != b"%016x" % record.checksum(text):
             return False
-        self.count, self.done = progress["count"], progress["done"]
-        self.quarantined, self._step = progress["quarantined"], progress["step"]
+        progress = json.loads(text)
+        if progress["fingerprint"] != self._fingerprint:
+            return False
+        if progress["checksum"] != self._checksum_of_all(transaction, progress["count"], progress["step"]):
+            return False
+        self.count, self.done, self.quarantined = progress["count"], progress["done"], progress["quarantined"]
+        self._step, self._checksum = progress["step"], progress["checksum"]
+        self._complete = transaction.get(b"manifest", db=self._meta) is not None
         return True
+
+    def _checksum_of_all(self, transaction: lmdb.Transaction[bytes], count: int, steps: int) -> int:
+        """Read all that the partial file holds: key by key, since LMDB's cursors end the process at a damaged page."""
+        keys = {b"manifest"} | {b"quarantine/%08d" % step for step in range(steps)}
+        for name, spec in self.columns.items():
+            keys |= {self._piece_key(name, step) for step in range(steps)}
+            keys |= {chunk_key(name, chunk) for chunk in range(-(-count // spec.rows_per_chunk))}
+        checksum = 0
+        for database, wanted in ((self._samples, map(sample_key, range(count))), (self._meta, keys)):
+            for key in wanted:
+                value = transaction.get(key, db=database)
+                if value is not None:
+                    checksum ^= _checksum_of(key, value)
+        return checksum
 
     def add(self, fields: Sequence[record.Field], row: Mapping[str, Any]) -> None:
         """Append one sample: its record and its value in each column."""
@@ -124,9 +155,6 @@ class StoreWriter:
         if self._left_out:
             puts[b"quarantine/%08d" % self._step] = json.dumps(self._left_out).encode()
         self._step += 1
-        progress = {"fingerprint": self._fingerprint, "count": self.count, "done": self.done}
-        progress |= {"quarantined": self.quarantined, "step": self._step}
-        puts[b"progress"] = json.dumps(progress).encode()
         self._write(puts, self._pending)
         self._pending, self._pending_bytes, self._left_out = [], 0, []
         for rows in self._rows.values():
@@ -161,6 +189,11 @@ class StoreWriter:
             whole |= {"columns": columns, "quarantined": self.quarantined}
             self._write({b"manifest": json.dumps(whole).encode()}, drop=b"step/")
         self._publish()
+
+    def _progress(self) -> bytes:
+        progress = {"fingerprint": self._fingerprint, "count": self.count, "done": self.done, "step": self._step}
+        text = json.dumps(progress | {"quarantined": self.quarantined, "checksum": self._checksum}).encode()
+        return b"%016x %s" % (record.checksum(text), text)
 
     def _piece_key(self, column: str, step: int) -> bytes:
         return chunk_key(column, step) if column == "image" else b"step/%08d/%s" % (step, column.encode())
@@ -198,10 +231,15 @@ class StoreWriter:
             with self._environment.begin(write=True) as transaction:
                 for key, value in samples:
                     transaction.put(key, value, db=self._samples, append=True)
+                    self._checksum ^= _checksum_of(key, value)
                 for key, value in meta.items():
-                    transaction.put(key, value, db=self._meta)
+                    replaced = transaction.replace(key, value, db=self._meta)
+                    self._checksum ^= _checksum_of(key, value)
+                    if replaced is not None:
+                        self._checksum ^= _checksum_of(key, replaced)
                 if drop is not None:
-                    _drop_prefix(transaction, self._meta, drop)
+                    self._checksum ^= _drop_prefix(transaction, self._meta, drop)
+                transaction.put(b"progress", self._progress(), db=self._meta)
         except lmdb.Error as error:
             raise self._pack_error(error, needed) from error
 
@@ -224,6 +262,8 @@ class StoreWriter:
         self._environment.close()
         try:
             with open(self.partial, "r+b") as file:
+                if not os.path.samestat(os.fstat(file.fileno()), self._file):
+                    raise PackError(f"{self.partial} was replaced while it was written; is another pack at work there?")
                 if file.seek(0, os.SEEK_END) < (last_page + 1) * page_size:
                     file.truncate((last_page + 1) * page_size)
                 os.fsync(file.fileno())
@@ -237,8 +277,17 @@ class StoreWriter:
             os.close(folder)
 
 
-def _drop_prefix(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> None:
+def _drop_prefix(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> int:
+    """Delete what begins with `prefix`; the checksum of it."""
+    checksum = 0
     with transaction.cursor(db=database) as cursor:
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
+            checksum ^= _checksum_of(*cursor.item())
             found = cursor.delete()
+    return checksum
+
+
+def _checksum_of(key: bytes, value: bytes) -> int:
+    """An entry's part in the checksum of the whole file, which is their exclusive or: it goes as it came."""
+    return xxhash.xxh3_64_intdigest(value, seed=xxhash.xxh3_64_intdigest(key))

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -71,6 +74,24 @@ def _remarks(reader: _Reader, kinds: Mapping[str, str]) -> list[str]:
     if lost:
         remarks.append(f"pictures of mode {', '.join(lost)} are kept as RGB, without alpha; arrays keep all channels")
     return remarks
+
+
+@contextlib.contextmanager
+def lost_processes() -> Iterator[None]:
+    """Say what to do when a process that reads a dataset is killed: torch raises that anywhere in the main thread.
+
+    Raises:
+        PackError: one was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise PackError(
+            f"a process that reads the dataset was lost ({error}); run the same command again: it goes on from what is "
+            "already packed"
+        ) from error
 
 
 class _Items(Sequence[Item]):
@@ -212,23 +233,20 @@ class _Reader:
             outcomes = iter(loader)
         except Exception as error:  # where processes are not forked, a dataset has to be sent there
             raise PackError(f"worker processes can't be started with this dataset: {_told(error)}") from error
-        try:
-            first: Prepared | LeftOut | None = None
-            for number, outcome in enumerate(outcomes):  # those of several processes come in turn
-                if self.iterable and number == 1 and self.workers > 1 and _same(outcome, first):
-                    raise SourceError(
-                        f"{type(self.dataset).__name__} gives the same first sample in two workers: each would pack "
-                        "all of it; let __iter__ give each its share, by torch's get_worker_info, or leave workers out"
-                    )
-                first = outcome if number == 0 else first
-                if not self.iterable:
-                    yield outcome
-                elif number >= start:
-                    item = _item(number)
-                    is_left_out = isinstance(outcome, LeftOut)
-                    yield outcome._replace(**({"item": item} if is_left_out else {"name": item.name}))
-        except RuntimeError as error:
-            raise PackError(f"a worker process failed, the same command goes on from here: {error}") from error
+        first: Prepared | LeftOut | None = None
+        for number, outcome in enumerate(outcomes):  # those of several processes come in turn
+            if self.iterable and number == 1 and self.workers > 1 and _same(outcome, first):
+                raise SourceError(
+                    f"{type(self.dataset).__name__} gives the same first sample in two workers: each would pack all of "
+                    "it; let __iter__ give each its share, by torch's get_worker_info, or leave workers out"
+                )
+            first = outcome if number == 0 else first
+            if not self.iterable:
+                yield outcome
+            elif number >= start:
+                item = _item(number)
+                is_left_out = isinstance(outcome, LeftOut)
+                yield outcome._replace(**({"item": item} if is_left_out else {"name": item.name}))
 
 
 class _Indexed(Dataset[Any]):
@@ -264,6 +282,15 @@ def _as_it_is(outcome: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     libraries_for_packing().__enter__()
+    threading.Thread(target=_end_with_parent, name="fastload-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process with a killed parent; torch's own watch waits forever for somebody to take the last results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _length(dataset: Any) -> int | None:
