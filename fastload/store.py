@@ -433,6 +433,7 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and all(_is_field(field, columns) for field in fields)
             and (not any(_is_other(field) for field in fields) or "others_checksum" in columns)
             and len(names) == len(fields)
+            and all(field["kind"] == "image" for field in fields if field["name"] == "image")
             and _is_sample(manifest.get("sample", "image"), {"label"} | names - {"name"})
             and (not masks or any(field["name"] == "image" and field["kind"] == "image" for field in fields))
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
