@@ -378,7 +378,7 @@ def packed_arrays(path: Path, images: list[Values], **options: Any) -> Store:
     from fastload.pack import _pack
 
     source, chosen = source_of(images), Options(**options)
-    _pack(source, str(path), chosen, form_of(source, chosen), 2, None)
+    _pack(source, str(path), chosen, form_of(source, chosen), 2, False, None)
     return Store(path)
 
 
