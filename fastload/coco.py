@@ -17,7 +17,6 @@ import json
 import os
 import re
 import reprlib
-import stat
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -84,7 +83,7 @@ def read_coco(
     """
     path, root = os.fspath(path), os.path.realpath(root)
     with _at(path):
-        data = _bytes(path)
+        data = labelme.read_bytes(path, _MAX_BYTES)
         content = _content(data)
         images = _places(content["images"], "images")
         names = _names(content["images"])
@@ -131,18 +130,6 @@ def _at(place: str) -> Iterator[None]:
         yield
     except SourceError as error:
         raise SourceError(f"{place}: {error}") from error
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise SourceError("it is no regular file")
-        if not 0 < status.st_size <= _MAX_BYTES:
-            raise SourceError(f"it has {status.st_size} bytes; 1 to {_MAX_BYTES} can be read")
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise SourceError(f"it can't be read: {error.strerror or error}") from error
 
 
 def _content(data: bytes) -> dict[str, list[Any]]:

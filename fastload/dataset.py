@@ -324,11 +324,8 @@ class ImageDataset(Dataset[Any]):
             return str(error.__cause__ or error)  # the sample is named below
         values = {name: column[0] for name, column in zip(self.fields, batch.columns, strict=True)}
         shown = {name: values[name] for name in ("image", *self.store.masks)}
-        boxes = next(iter(self.store.schema.of_kind("boxes")), None)
-        if boxes is not None:
-            shown["boxes"] = values[boxes.name]
-            labels = boxes.name.removesuffix("boxes") + "labels"  # "target.labels" beside "target.boxes"
-            shown |= {"labels": values[labels]} if labels in values else {}
+        fields = zip(("boxes", "labels"), self.store.schema.boxes_and_labels, strict=True)
+        shown |= {name: values[field] for name, field in fields if field is not None}
         return shown
 
     def _caption(self, index: int) -> str:

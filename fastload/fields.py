@@ -111,6 +111,13 @@ class Schema(NamedTuple):
         special = (self.image, *self.of_kind("mask"))
         return [spec for spec in self.specs if spec not in special and (spec.column != "label" or spec.type)]
 
+    @property
+    def boxes_and_labels(self) -> tuple[str | None, str | None]:
+        """The names of the boxes that are drawn, and of the labels beside them: "a.labels" of "a.boxes"."""
+        boxes = next((spec.name for spec in self.of_kind("boxes")), None)
+        labels = boxes and boxes.removesuffix("boxes") + "labels"
+        return boxes, labels if any(spec.name == labels for spec in self.specs) else None
+
     def of_kind(self, *kinds: Kind) -> list[Spec]:
         """The fields of some kinds."""
         return [spec for spec in self.specs if spec.kind in kinds]

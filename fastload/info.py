@@ -11,6 +11,7 @@ import numpy as np
 from . import blocks
 from .errors import FastloadError
 from .store import Store
+from .values import Value
 from .verify import verify
 
 
@@ -74,7 +75,7 @@ def find(
 ) -> list[int]:
     """The indices of samples: those given, or all; of these the ones of a class; of these the ones that are damaged.
 
-    of_class: a name or a number; in a store with masks, those whose mask shows it.
+    of_class: a name or a number; in a store with masks, those whose mask shows it; with boxes, those that have one.
 
     Raises:
         ValueError: there is no such class, or no such sample.
@@ -108,6 +109,13 @@ def _shows(store: Store, index: int, label: int) -> bool:
             return bool((blocks.read(store[index]["mask"]) == label).any())
         except FastloadError:
             return False  # nobody knows what a damaged mask shows
+    boxes, labels = store.schema.boxes_and_labels
+    if boxes is not None and labels is not None:
+        spec = next(spec for spec in store.schema.specs if spec.name == labels)
+        try:
+            return spec.kind == "array" and bool((Value(spec, None).read(store[index][labels], []) == label).any())
+        except FastloadError:
+            return False
     return bool((store.columns["label"].view(index) == label).any())
 
 

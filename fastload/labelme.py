@@ -187,13 +187,14 @@ def image_path(path: str, root: str) -> str:
     return image if isinstance(image, str) else path
 
 
-def _bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: str | os.PathLike[str], most: int = _MAX_BYTES) -> bytes:
+    """The bytes of a regular file of up to `most`; SourceError says why there are none."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise SourceError("it is no regular file")
-        if not 0 < status.st_size <= _MAX_BYTES:
-            raise SourceError(f"it has {status.st_size} bytes; 1 to {_MAX_BYTES} can be read")
+        if not 0 < status.st_size <= most:
+            raise SourceError(f"it has {status.st_size} bytes; 1 to {most} can be read")
         return Path(path).read_bytes()
     except OSError as error:
         raise SourceError(f"it can't be read: {error.strerror or error}") from error
@@ -201,7 +202,7 @@ def _bytes(path: str | os.PathLike[str]) -> bytes:
 
 def _text(path: str | os.PathLike[str]) -> str:
     try:
-        return _bytes(path).decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
@@ -252,7 +253,7 @@ def image_size(image: bytes | str, max_pixels: int = MAX_PIXELS) -> Size:
     """
     what = "the embedded image" if isinstance(image, bytes) else f"the image {os.path.basename(image)!r}"
     try:
-        data = image if isinstance(image, bytes) else _bytes(image)
+        data = image if isinstance(image, bytes) else read_bytes(image)
         with headers.opened(data) as opened:
             size = (opened.height, opened.width)
             if size[0] * size[1] <= max_pixels:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from spied import Spied
 
 from fastload import blocks, boxes, masks
 from fastload.errors import SourceError
@@ -122,23 +123,6 @@ def test_the_pixels_of_a_large_image() -> None:
 
 
 # ---- plans, against torchvision's rules for boxes, applied to one number at a time
-
-
-class Spied:
-    """A transform that remembers the random numbers that it was last handed, as they were."""
-
-    chance: SampleRandom
-
-    def __init__(self, transform: Any) -> None:
-        self.transform = transform
-
-    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
-        self.chance = copy.copy(random)
-        result: Plan | None = self.transform.plan(plan, random)
-        return result
-
-    def __repr__(self) -> str:
-        return repr(self.transform)
 
 
 Edges = list[Fraction]

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from spied import Spied
 
 from fastload import blocks, masks, record
 from fastload.errors import ChecksumError, DecodeError
@@ -365,23 +366,6 @@ def rendered(values: Values, plans: list[Plan], fill: int = FILL, dtype: Any = n
 def numbered(height: int, width: int) -> Values:
     """A mask whose values are all different."""
     return np.arange(height * width, dtype=np.uint16).reshape(height, width)
-
-
-class Spied:
-    """A transform that remembers the random numbers that it was last handed, as they were."""
-
-    chance: SampleRandom
-
-    def __init__(self, transform: Any) -> None:
-        self.transform = transform
-
-    def plan(self, plan: Plan, random: SampleRandom) -> Plan | None:
-        self.chance = copy.copy(random)
-        result: Plan | None = self.transform.plan(plan, random)
-        return result
-
-    def __repr__(self) -> str:
-        return repr(self.transform)
 
 
 lengths = st.integers(1, 36)

@@ -25,7 +25,7 @@ import fastload
 from fastload import DataLoader, ImageDataset, Store, pack, pack_splits
 from fastload.cli import main
 from fastload.errors import SourceError
-from fastload.info import info
+from fastload.info import find, info
 from fastload.store import sample_key
 from fastload.transforms import Compose, RandomCrop, RandomHorizontalFlip, Resize
 from fastload.verify import verify
@@ -264,6 +264,13 @@ def test_boxes_move_with_their_image(tmp_path: Path, coco: Path) -> None:
     half = ImageDataset(tmp_path / "db.lmdb", Compose([Resize((10, 12)), RandomHorizontalFlip(1.0)]))
     assert np.asarray(half[3]["boxes"]).tolist() == [[8, 0.5, 4, 5], [6.75, 0.5, 4, 5.5], [5.5, 0.5, 4, 6]]
     assert half[3]["image"].shape == (3, 10, 12)
+
+
+def test_images_are_found_by_the_classes_of_their_boxes(tmp_path: Path, coco: Path) -> None:
+    """`show --class`: the third and fourth image have a dog."""
+    pack(coco, tmp_path / "db.lmdb")
+    assert find(tmp_path / "db.lmdb", of_class="cat") == [1, 2, 3]
+    assert find(tmp_path / "db.lmdb", of_class="dog") == [2, 3]
 
 
 def test_boxes_are_stored_for_images_that_are_shrunk(tmp_path: Path, coco: Path) -> None:
