@@ -16,7 +16,8 @@ from bare import on_all_cores
 from contest import Contest, Work
 from fastload import decode, record, recut, tiles
 from fastload.doctor import usable_cores
-from fastload.prepare import Options, tiled
+from fastload.image_fields import tiled
+from fastload.options import Options
 
 
 def bench_pack(contest: Contest, images: Path, workspace: Path) -> None:

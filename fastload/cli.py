@@ -28,8 +28,8 @@ from rich.table import Table
 from .errors import FastloadError, SourceError, StoreFormatError
 from .fields import KINDS as FIELD_KINDS
 from .fields import is_kind
+from .options import MAX_PIXELS, Encode, Exif
 from .pack import pack, pack_splits
-from .prepare import MAX_PIXELS, Encode, Exif
 from .sources import Format
 from .store import Store
 from .tiles import OUTCOMES, RECUT

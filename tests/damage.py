@@ -27,8 +27,9 @@ from jpegs import (
 from fastload import decode, record, tiles
 from fastload.errors import ChecksumError, DecodeError
 from fastload.geometry import Box
+from fastload.image_fields import tiled
 from fastload.jpeg import Pixels
-from fastload.prepare import Options, tiled
+from fastload.options import Options
 from fastload.recut import Untouched, recut
 
 REMARKS = "re-cut, and libjpeg complains of the original"

@@ -20,6 +20,7 @@ LAYERS = (
     "tar_shards parquet arrow_values hub_files dicom dicom_images dicom_values splits workers transforms cache "
     "failures worker_info",
     "resize decode show pictures",
+    "options image_fields",
     "prepare torch_datasets",
     "pack",
     "values",
@@ -113,8 +114,10 @@ def test_only_packing_can_reach_the_compiler() -> None:
     importers = {module: own_imports(module) for module in [*MODULES, "__init__"]}
     assert {module for module, names in importers.items() if "huffman" in names} == {"huffman_writer", "recut"}
     assert {module for module, names in importers.items() if "huffman_writer" in names} == {"recut"}
-    assert {module for module, names in importers.items() if "recut" in names} == {"pack", "prepare"}
-    trees = [ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) for name in ("pack", "prepare")]
+    assert {module for module, names in importers.items() if "recut" in names} == {"pack", "image_fields"}
+    trees = [
+        ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) for name in ("pack", "prepare", "image_fields")
+    ]
     at_load = [
         str(n)
         for node in (node for tree in trees for node in tree.body)

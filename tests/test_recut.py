@@ -38,7 +38,8 @@ from PIL import Image
 from test_jpeg import saved
 
 from fastload import decode, record, recut, tiles
-from fastload.prepare import Options, tiled
+from fastload.image_fields import tiled
+from fastload.options import Options
 from fastload.recut import Recut, Untouched
 
 YCC = Component(1, 2, 2), Component(2, quantisation=1), Component(3, quantisation=1)

@@ -25,7 +25,8 @@ from fastload import cli, decode, jpeg, record, tiles
 from fastload.doctor import usable_cores
 from fastload.errors import FastloadError
 from fastload.geometry import Box, Size
-from fastload.prepare import LeftOut, Options, libraries_for_packing, prepare
+from fastload.options import Options
+from fastload.prepare import LeftOut, libraries_for_packing, prepare
 from fastload.sources import Item, Source
 from fastload.workers import ordered_map
 
