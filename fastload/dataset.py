@@ -6,7 +6,7 @@ picture's plan is made, one buffer is taken, and each sample is decoded into its
 all that: the batch is one gather.
 
 Checksums are checked each time something is read, for as much as is read (2 us for 110 KB). The rows of a raw column
-are not: a checksum for each would cost more than the gather; `fastload verify` checks them.
+are when a process first reads them: a checksum costs more than the gather.
 
 It returns a `Batch`, a sequence of samples whose pictures are views of the buffer. `collate` hands the buffer on;
 torch's default_collate copies it. A batch belongs to the user: its buffer is used again when nobody holds it.
@@ -34,13 +34,13 @@ from .batch import Batch, Column
 from .blocks import Values
 from .buffers import BatchBuffers
 from .cache import ImageCache
-from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
+from .errors import ChecksumError, ColumnError, DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
 from .fields import IGNORE_LABEL, leaves, placeholder, restore
 from .geometry import REDUCTIONS, Box, Plan, Size, upright_size
 from .order import Drawn, SampleRandom, mix64
 from .store import Column as StoreColumn
-from .store import Store
+from .store import Store, Verify
 from .transforms import Compose, Normalize, full_scale
 from .values import Decoder, ImageType, Value, as_type, packed_type, set_decoders
 from .workers import context
@@ -81,6 +81,8 @@ class ImageDataset(Dataset[Any]):
         large as what it is resized to. Much faster for large photographs; the pixels differ a little. False decodes
         at full size.
     seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
+    verify: when what is read is held against its checksum: "sample" (each sample when it's read), "always" (raw ones
+        each time too), or "never"; see `Store`.
 
     Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none. Real-valued
     ones are float32, NaN where there are none, and for placeholders. A store of
@@ -123,11 +125,12 @@ class ImageDataset(Dataset[Any]):
         max_failures: int | float | None = None,
         scaled_decode: bool = True,
         seed: int = 0,
+        verify: Verify = "sample",
     ) -> None:
         for name, value, allowed in (("image_type", image_type, ImageType), ("on_error", on_error, OnError)):
             if value is not None and value not in get_args(allowed):
                 raise ValueError(f"{name} is {value!r}; it may be {', '.join(get_args(allowed))}")
-        self.store = Store(path)
+        self.store = Store(path, verify=verify)
         schema = self.store.schema
         self.transform = Compose.of(transform)
         self.target_transform = target_transform
@@ -284,10 +287,9 @@ class ImageDataset(Dataset[Any]):
 
         Scaled by the DCT, or by luma alone, a JPEG has others than its RGB pixels at full size would give.
         """
-        column = self.store.columns.get("image")
-        if column is not None:
-            return column.view(index)
-        return self._image_field(record.parse(self.store.view(index))[0], size)
+        if "image" in self.store.columns:
+            return self.store.raw_image(index)
+        return self._image_field(self.store.fields(index)[0], size)
 
     def show(self, indices: Sequence[int] | None = None, *, columns: int = 8) -> PIL.Image.Image:
         """A contact sheet of samples, by default 32 all over the store; a notebook draws a cell's last value by itself.
@@ -449,27 +451,19 @@ class ImageDataset(Dataset[Any]):
         self, index: int, size: Size, plans: list[Plan], out: Values, fields: Sequence[record.Field] = ()
     ) -> None:
         """Decode sample `index`, an image of `size`, and carry its plans out into `out`. fields: of its record."""
-        column, cache = self.store.columns.get("image"), self.cache
+        cache = self.cache
         image: Values | record.Field | None = None
-        if column is not None:
-            image = column.view(index)
+        if "image" in self.store.columns:
+            image = self.store.raw_image(index)
         elif cache is not None:
             image = cache.get(index)
         if image is None:
-            image = self._image_field((fields or record.parse(self.store.view(index)))[0], size)
+            image = self._image_field((fields or self.store.fields(index))[0], size)
             if cache is not None:
                 image = decode.upright(image)
                 cache.put(index, image)
         orientation = image.orientation if isinstance(image, record.Field) else 1
         decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
-
-    def _record(self, index: int) -> list[record.Field]:
-        """The fields of a sample's record."""
-        fields = record.parse(self.store.view(index))
-        if len(fields) != len(self.store.field_names):
-            names = ", ".join(self.store.field_names)
-            raise StoreError(f"the record has {len(fields)} fields, too few or many for {names}")
-        return fields
 
     def _image_field(self, field: record.Field, size: Size) -> record.Field:
         if upright_size((field.height, field.width), field.orientation) != size:
@@ -511,9 +505,11 @@ class Reading:
         self._tensor: torch.Tensor | None = None
         self._slots: Any = None
         column = dataset._gathered
+        self._gathered: npt.NDArray[np.int64] | None = None
         if column is not None:
             self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.memory)
             column.gather(indices, out=self._slots)
+            self._gathered = indices
             self._todo: list[tuple[int, Size]] = []
         else:
             self._todo = list(zip(indices.tolist(), dataset._sizes(indices), strict=True))
@@ -574,9 +570,13 @@ class Reading:
     def fill(self, part: int) -> None:
         """Decode the samples of one part into their slots, and apply what follows if it works on single pictures."""
         dataset = self._dataset
+        if self._gathered is not None:
+            self._check_gathered(self._gathered)
         for place, (index, size) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
             try:
                 self._draw(place, index, size, self._plans(place))
+            except ColumnError:
+                raise
             except FastloadError as error:
                 self._replace(place, index, error)
         if not self._whole:
@@ -586,10 +586,15 @@ class Reading:
                 for finished, (_, slots) in zip(self._finished_masks, self._masks, strict=True):
                     finished[place] = dataset._finished_mask(slots[place])
 
+    def _check_gathered(self, indices: npt.NDArray[np.int64]) -> None:
+        for place in self._dataset.store.damaged_images(indices, self._slots):
+            error = ChecksumError("the pixels differ from what was packed (checksum mismatch)")
+            self._replace(place, int(indices[place]), error)
+
     def _draw(self, place: int, index: int, size: Size, plans: list[Plan]) -> None:
         """Decode sample `index` to the place of another, or its own: image, masks and values."""
         dataset = self._dataset
-        fields = dataset._record(index) if dataset._reads_records else []
+        fields = dataset.store.fields(index) if dataset._reads_records else []
         if self._slots is not None:
             dataset._draw(index, size, plans, self._slots[place], fields)
         others = fields["image" in dataset.store.field_names :]

@@ -17,6 +17,7 @@ import pytest
 import simplejpeg
 import torch
 from conftest import Pixels, picture
+from edits import seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -89,13 +90,14 @@ def turned_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def patched(source: Path, target: Path, changes: dict[bytes, bytes]) -> Path:
-    """A copy of a store's file in which some bytes, in all pages that hold them, are others of the same length."""
+    """A copy of a store in which some bytes, wherever they are, are others of the same length; checksums agree."""
     data = source.read_bytes()
     for old, new in changes.items():
         assert len(old) == len(new)
         assert old in data
         data = data.replace(old, new)
     target.write_bytes(data)
+    seal(target)
     return target
 
 
