@@ -21,7 +21,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from . import record
 from .dataset import ImageDataset
 from .errors import DecodeError
 from .fields import IGNORE_LABEL
@@ -100,11 +99,9 @@ class Resident:
     def _upload(self, column: Column) -> list[int]:
         """Fill the memory; returns the indices of damaged images."""
         images, damaged, start = self._images, [], 0
-        checksums = np.asarray(self._dataset.store.columns["checksum"])
         for chunk in column.chunks():
             end = start + len(chunk)
-            wrong = np.array([record.checksum(row.data) for row in chunk], np.uint64) != checksums[start:end]
-            damaged += (start + np.flatnonzero(wrong)).tolist()
+            damaged += [start + place for place in self._dataset.store.damaged_images(np.arange(start, end), chunk)]
             images[start:end] = torch.tensor(chunk).view(images[start:end].shape)
             start = end
         return damaged
