@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 from fastload import record
 from fastload.errors import ChecksumError, FastloadError, PackError, StoreError, StoreFormatError
+from fastload.lmdb_pages import Pages
 from fastload.record import Field
 from fastload.store import Column, ColumnSpec, Store
 from fastload.store_writer import StoreWriter
@@ -418,6 +419,32 @@ def test_a_partial_file_that_is_no_good_is_started_over(tmp_path: Path, how: str
     in_child(write, tmp_path / "db.lmdb", [True] * 20)
     write(tmp_path / "whole.lmdb", [True] * 20)
     assert contents_at(tmp_path / "db.lmdb") == contents_at(tmp_path / "whole.lmdb")
+
+
+def packed_after_flips(folder: Path, count: int) -> list[str]:
+    """What went wrong when packs went on from partial files with flipped bits, most of them in LMDB's own pages."""
+    partial, path = partial_of(folder), folder / "db.lmdb"
+    write(folder / "whole.lmdb", [True] * 20, size=600)
+    whole, pages = contents_at(folder / "whole.lmdb"), Pages(memoryview(partial))
+    trees = (pages.meta.free, pages.meta.main, pages.tree(b"samples"), pages.tree(b"meta"))
+    numbers = [0, 1, *(number for tree in trees for number, _, _ in pages._walk(tree))]
+    choose, wrong = random.Random(0), []
+    for _ in range(count):
+        damaged = bytearray(partial)
+        for _ in range(choose.choice([1, 1, 1, 5, 500])):
+            number = choose.choice(numbers) if choose.random() < 0.8 else choose.randrange(len(partial) // 4096)
+            place = number * 4096 + choose.randrange(choose.choice([160, 4096]))
+            damaged[min(place, len(partial) - 1)] ^= 1 << choose.randrange(8)
+        path.unlink(missing_ok=True)
+        (folder / "db.lmdb.partial").write_bytes(damaged)
+        write(path, [True] * 20, size=600)
+        wrong += [] if contents_at(path) == whole else ["other contents"]
+    return wrong
+
+
+def test_a_partial_file_with_flipped_bits_anywhere(tmp_path: Path) -> None:
+    """LMDB is never let near one: in its trees, its list of free pages or its head it would die of them."""
+    assert in_child(packed_after_flips, tmp_path, 150) == []
 
 
 def test_a_folder_that_is_missing_is_a_pack_error(tmp_path: Path) -> None:
