@@ -26,7 +26,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lmdb
 import numpy as np
@@ -194,10 +194,22 @@ class StoreWriter:
 
     def _write_places(self, spec: ColumnSpec) -> None:
         """Write down where the records are: no later commit moves them."""
-        pages = _pages(self.partial)
+        with self._partial_file() as file:
+            pages = Pages(_mapped(file))
         rows = (rows.astype("<u8").tobytes() for rows in pages.numbered(pages.tree(b"samples")))
         for chunk, data in enumerate(_chunked(rows, spec)):
             self._write({chunk_key(PLACES, chunk).encode(): data})
+
+    @contextlib.contextmanager
+    def _partial_file(self) -> Iterator[IO[bytes]]:
+        """The partial file, if it is still the one that LMDB writes to."""
+        try:
+            with open(self.partial, "r+b") as file:
+                if not os.path.samestat(os.fstat(file.fileno()), self._file):
+                    raise PackError(f"{self.partial} was replaced while it was written; is another pack at work there?")
+                yield file
+        except OSError as error:
+            raise self._pack_error(error) from error
 
     def _write(
         self, meta: Mapping[bytes, bytes], samples: Sequence[tuple[bytes, bytes]] = (), drop: bytes | None = None
@@ -239,13 +251,11 @@ class StoreWriter:
     def _publish(self) -> None:
         """Add the table of contents, sync, rename, and sync the folder: in this order, for power cuts."""
         self._environment.close()
+        with self._partial_file() as file:
+            toc.append(file, unchecked="column/image/")
+            file.flush()
+            os.fsync(file.fileno())
         try:
-            with open(self.partial, "r+b") as file:
-                if not os.path.samestat(os.fstat(file.fileno()), self._file):
-                    raise PackError(f"{self.partial} was replaced while it was written; is another pack at work there?")
-                toc.append(file, unchecked="column/image/")
-                file.flush()
-                os.fsync(file.fileno())
             os.replace(self.partial, self.path)
         except OSError as error:
             raise self._pack_error(error) from error
@@ -269,15 +279,15 @@ def _chunked(pieces: Iterable[bytes], spec: ColumnSpec) -> Iterator[bytes]:
         yield bytes(rest)
 
 
-def _pages(path: str) -> Pages:
-    with open(path, "rb") as file:
-        return Pages(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+def _mapped(file: IO[bytes]) -> memoryview:
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _sound_progress(path: str) -> dict[str, Any] | None:
     """The progress in a partial file; None if the file is damaged in any way, or no such file."""
     try:
-        pages = _pages(path)
+        with open(path, "rb") as file:
+            pages = Pages(_mapped(file))
         pages.check()
         meta = pages.values(pages.tree(b"meta"))
         offset, length = meta.pop(b"progress", (0, 0))

@@ -94,7 +94,7 @@ def unpack(
             try:
                 files.add(_sample(store, index))
             except FastloadError as error:
-                damaged.append(f"sample {index}: {error}")
+                damaged.append(f"{_described(store, index)}: {error}")
     if damaged:
         raise StoreError(
             f"{len(damaged)} of {len(store)} samples are damaged and left out, the others are in {target}; the first "
@@ -107,6 +107,13 @@ def shard_names(target: str | os.PathLike[str], count: int) -> list[str]:
     """The names of so many shards: `out-000000.tar` and so on for `out.tar`."""
     stem = os.fspath(target).removesuffix(".tar")
     return [f"{stem}-{number:06d}.tar" for number in range(count)]
+
+
+def _described(store: Store, index: int) -> str:
+    try:
+        return f"sample {index} ({store.name(index)})"
+    except FastloadError:
+        return f"sample {index}"
 
 
 class _Sample(NamedTuple):
