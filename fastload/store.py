@@ -57,7 +57,8 @@ COLUMN_CHUNK = 64 << 20
 
 Verify = Literal["never", "sample", "always"]
 PLACES = "record"
-"""The column of where the records are."""
+"""The column of where the records are: offset and length, 8 bytes each."""
+_PLACE_BYTES = 16
 
 _REMARKS: dict[str, Any] = {"source": "", "options": {}, "tiles": [], "created": "", "quarantined": 0}
 """What a manifest says that reading samples does not rely on, where it does not say it."""
@@ -402,6 +403,8 @@ def _manifest_of(file: toc.MappedFile, path: str) -> dict[str, Any]:
             "update with `pip install -U fastload`"
         )
     check_manifest(manifest, path)
+    if manifest["count"] * _PLACE_BYTES > len(file.data):
+        raise StoreFormatError(f"{path}: says that it has {manifest['count']} samples, more than fit in; it is damaged")
     return {**_REMARKS, **manifest}
 
 
