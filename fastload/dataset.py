@@ -157,13 +157,14 @@ class ImageDataset(Dataset[Any]):
         self.on_error: OnError = on_error
         self.scaled_decode = scaled_decode
         self.seed = seed
-        self.fields: tuple[str, ...] = tuple(leaves(schema.sample))
-        if target_transform is not None and len(self.fields) != 2:
-            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self.fields)}")
+        fields = [*leaves(schema.sample)]
+        if target_transform is not None and len(fields) != 2:
+            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(fields)}")
+        self._target = next((name for name in reversed(fields) if name != "image"), "image")
         check_ignore_label(ignore_label, schema, self.store.columns["label"].dtype.kind == "f")
         self.ignore_label, self.return_valid = ignore_label, return_valid
         self._sample = with_valid(schema.sample) if return_valid else schema.sample
-        self.fields = tuple(leaves(self._sample))
+        self.fields: tuple[str, ...] = tuple(leaves(self._sample))
         self._is_pair = schema.sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]})
         self._has_images = schema.image is not None
         self._columns = [spec for spec in schema.others if spec.column is not None]
@@ -622,10 +623,8 @@ class Reading:
         names = dataset.fields
         if "label" in names and "label" not in columns:
             columns["label"] = dataset._targets(self._labels)
-        if dataset.target_transform is not None:
-            target = next(name for name in reversed(names) if name not in ("image", VALID))
-            if target not in dataset.store.masks:
-                columns[target] = self._transformed(columns[target], dataset.target_transform)
+        if dataset.target_transform is not None and dataset._target not in dataset.store.masks:
+            columns[dataset._target] = self._transformed(columns[dataset._target], dataset.target_transform)
         if dataset.return_valid:
             columns[VALID] = valid = torch.ones(len(self._labels), dtype=torch.bool)
             valid[self._placeholders] = False

@@ -243,7 +243,7 @@ def test_a_field_that_is_called_valid_is_in_the_way(tmp_path: Path) -> None:
         ValueError, match="return_valid=True adds 'valid' to the samples, and they have a field of that"
     ):
         ImageDataset(tmp_path / "db.lmdb", return_valid=True)
-    assert ImageDataset(tmp_path / "db.lmdb")[3]["valid"] == 3
+    assert ImageDataset(tmp_path / "db.lmdb", None, lambda number: -number)[3]["valid"] == -3
     for taken in ({"tuple": ["image", "valid"]}, {"dict": [["valid", "image"]]}, "valid"):
         with pytest.raises(ValueError, match="pack with another name"):
             with_valid(taken)
