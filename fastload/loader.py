@@ -129,8 +129,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         it holds the states of the workers' copies; for one without, the number of batches.
 
         The failed samples of an `ImageDataset`, or of several below Subset and ConcatDataset, are part of it, if there
-        are any: those of this rank. Ranks that all load the state of one of them go on with its failures; together
-        they have missed those that only others had met, until these are met again.
+        are any: those of this rank. Where all ranks load the state of one of them, each begins with its failures; what
+        only others had met counts again once it is met again.
 
         After the last batch, and before the loop has ended, it resumes as a pass without batches; after the loop it is
         the beginning of the next epoch.

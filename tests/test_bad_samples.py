@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader as TorchLoader
 import fastload
 from fastload import DataLoader, DevicePrefetcher, ImageDataset, ShuffleSampler
 from fastload.errors import TooManyFailures
+from fastload.failures import Failures
 from fastload.fields import leaves
 from fastload.placeholders import with_valid
 from fastload.transforms import Resize
@@ -348,16 +349,22 @@ def test_a_resumed_run_goes_on_counting(kind: str, bad_path: Path) -> None:
     assert list(third.failures) == BAD
 
 
-def test_a_prefetchers_state_has_the_failures_of_now(bad_path: Path) -> None:
-    """It says where the consumer is; what failed among the batches that were fetched ahead is bad all the same."""
+def test_a_prefetchers_state_has_the_failures_of_now(bad_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says where the consumer is; what failed among the batches that were fetched ahead is bad all the same. They
+    are put together when a state is asked for, not for each batch: there may be millions."""
+    asked: list[Failures] = []
+    state_dict = Failures.state_dict
+    monkeypatch.setattr(Failures, "state_dict", lambda failures: asked.append(failures) or state_dict(failures))
     dataset = ImageDataset(bad_path, SMALL)
     batches = DevicePrefetcher(DataLoader(dataset, 4), "cpu")
     iterator = iter(batches)
     next(iterator)
-    state = batches.state_dict()
-    assert "failures" in state
     assert 1 in dataset.failures
-    assert "failures" not in batches.loader.progress()  # type: ignore[attr-defined]
+    assert not asked
+    state = batches.state_dict()
+    assert asked == [dataset.failures]
+    assert "failures" in state
+    iterator.close()
     other = ImageDataset(bad_path, SMALL)
     resumed = DevicePrefetcher(DataLoader(other, 4), "cpu")
     resumed.load_state_dict(state)

@@ -464,8 +464,10 @@ def test_loading_adds_to_what_there_is(caplog: pytest.LogCaptureFixture) -> None
     failures.report(5000, "here")
     failures.report(7, "here")
     caplog.clear()
-    failures.load_state_dict(state)
-    assert dict(failures) == {1: "reason 1", 7: "here", 5000: "here", 8999: "reason 8999"}
+    for _ in range(2):
+        failures.load_state_dict(state)
+        assert dict(failures) == {1: "reason 1", 7: "here", 5000: "here", 8999: "reason 8999"}
+    assert np.count_nonzero(failures._table().reasons["index"]) == 4
     assert not logged(caplog)
     with pytest.raises(TooManyFailures, match="4 samples failed, max_failures allows 3"):
         failures.report(7, "again")
