@@ -32,8 +32,8 @@ class Batch(Sequence[Any]):
 
     columns: the pictures, a uint8 (or normalised) tensor (n, 3, height, width), or a list where they don't stack; then
     what goes with them: labels, an int64 tensor (n,) or (n, labels); masks, (n, height, width); lists of what a target
-    transform returned; with `return_valid` a bool tensor (n,) at the end. names: of the columns, where a sample is a dict. tree: of these names, where it is more than
-    that (see `fields`).
+    transform returned; bools that say which samples are valid. names: of the columns, where a sample is a dict. tree:
+    of these names, where it is more than that (see `fields`).
     """
 
     def __init__(self, *columns: Column, names: Sequence[str] | None = None, tree: Node | None = None) -> None:
