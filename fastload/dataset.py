@@ -36,9 +36,10 @@ from .buffers import BatchBuffers
 from .cache import ImageCache
 from .errors import ChecksumError, ColumnError, DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
-from .fields import IGNORE_LABEL, leaves, placeholder, restore
+from .fields import leaves, restore
 from .geometry import REDUCTIONS, Box, Plan, Size, upright_size
 from .order import Drawn, SampleRandom, mix64
+from .placeholders import IGNORE_LABEL, VALID, check_ignore_label, ignored, placeholder, with_valid
 from .store import Column as StoreColumn
 from .store import Store, Verify
 from .transforms import Compose, Normalize, full_scale
@@ -77,6 +78,10 @@ class ImageDataset(Dataset[Any]):
     on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another
         sample, the same in every run), or "raise". With the first two, failed samples are listed in `failures`.
     max_failures: raise `TooManyFailures` when more samples fail: a count, or a share of the dataset (a float below 1).
+        The states of `fastload.DataLoader` keep what has failed, so it holds for a run that is resumed as a whole.
+    ignore_label: the label of placeholders, where labels are whole numbers; it is not changed by `target_transform`.
+    return_valid: put a bool behind the rest of each sample, False for a placeholder: (image, label, valid); of a dict
+        it is the value "valid", and a sample that is neither becomes (sample, valid). In batches it is a bool tensor.
     scaled_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where what is read of it is at least so many times as
         large as what it is resized to. Much faster for large photographs; the pixels differ a little. False decodes
         at full size.
@@ -123,6 +128,8 @@ class ImageDataset(Dataset[Any]):
         cache: ImageCache | int | str | None = None,
         on_error: OnError = "placeholder",
         max_failures: int | float | None = None,
+        ignore_label: int = IGNORE_LABEL,
+        return_valid: bool = False,
         scaled_decode: bool = True,
         seed: int = 0,
         verify: Verify = "sample",
@@ -153,9 +160,15 @@ class ImageDataset(Dataset[Any]):
         self.on_error: OnError = on_error
         self.scaled_decode = scaled_decode
         self.seed = seed
-        self.fields: tuple[str, ...] = tuple(leaves(schema.sample))
-        if target_transform is not None and len(self.fields) != 2:
-            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self.fields)}")
+        fields = [*leaves(schema.sample)]
+        if target_transform is not None and len(fields) != 2:
+            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(fields)}")
+        self._target = next((name for name in reversed(fields) if name != "image"), "image")
+        check_ignore_label(ignore_label, schema, self.store.columns["label"].dtype.kind == "f")
+        self.ignore_label, self.return_valid = ignore_label, return_valid
+        self._sample = with_valid(schema.sample) if return_valid else schema.sample
+        self.fields: tuple[str, ...] = tuple(leaves(self._sample))
+        self._is_pair = schema.sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]})
         self._has_images = schema.image is not None
         self._columns = [spec for spec in schema.others if spec.column is not None]
         self._values = [Value(spec, image_type) for spec in schema.others if spec.column is None]
@@ -169,7 +182,7 @@ class ImageDataset(Dataset[Any]):
             )
         if not self._has_images and self.transform.transforms:
             raise ValueError(f"{path} has no images that {self.transform} could work on; leave the transform out")
-        self.failures = Failures(_limit(max_failures, len(self.store)))
+        self.failures = Failures(len(self.store), _limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -414,16 +427,9 @@ class ImageDataset(Dataset[Any]):
             image = transform(image)
         return image
 
-    def _targets(self, labels: npt.NDArray[Any]) -> torch.Tensor | list[Any]:
+    def _targets(self, labels: npt.NDArray[Any]) -> torch.Tensor:
         targets = torch.from_numpy(labels)
-        real = targets.is_floating_point()
-        if real:
-            targets = targets.float()
-        if self.target_transform is None:
-            return targets
-        transform = self.target_transform
-        values = targets.tolist() if labels.ndim == 1 else list(targets)
-        return [value if skip else transform(value) for value, skip in zip(values, _ignored(labels), strict=True)]
+        return targets.float() if targets.is_floating_point() else targets
 
     def _finished_mask(self, mask: npt.NDArray[Any]) -> Any:
         """A mask in the type that was asked for, with the target transform applied."""
@@ -502,6 +508,7 @@ class Reading:
         if draws is None and context.draws is not None and len(context.draws) == len(indices):
             draws = context.draws.tolist()
         self._draws = draws
+        self._placeholders: list[int] = []
         self._tensor: torch.Tensor | None = None
         self._slots: Any = None
         column = dataset._gathered
@@ -618,17 +625,24 @@ class Reading:
                 for name, (tensor, _) in zip(dataset.store.masks, self._masks, strict=True)
                 if tensor is not None
             }
-        names, sample = dataset.fields, dataset.store.schema.sample
+        names = dataset.fields
         if "label" in names and "label" not in columns:
             columns["label"] = dataset._targets(self._labels)
-        elif dataset.target_transform is not None:
-            target = next(name for name in reversed(names) if name != "image")
-            if target in self._values:
-                pairs = zip(self._values[target], _ignored(self._labels), strict=True)
-                columns[target] = [value if skip else dataset.target_transform(value) for value, skip in pairs]
-        if sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]}):
+        if dataset.target_transform is not None and dataset._target not in dataset.store.masks:
+            columns[dataset._target] = self._transformed(columns[dataset._target], dataset.target_transform)
+        if dataset.return_valid:
+            columns[VALID] = valid = torch.ones(len(self._labels), dtype=torch.bool)
+            valid[self._placeholders] = False
+        if dataset._is_pair:
             return Batch(*(columns[name] for name in names))
-        return Batch(*(columns[name] for name in names), names=names, tree=sample)
+        return Batch(*(columns[name] for name in names), names=names, tree=dataset._sample)
+
+    def _transformed(self, targets: Column, transform: Callable[[Any], Any]) -> list[Any]:
+        """Targets with the transform applied, except placeholders' and labels that say: ignore."""
+        skipped = ignored(self._labels)
+        skipped[self._placeholders] = True
+        values = targets.tolist() if isinstance(targets, torch.Tensor) and targets.dim() == 1 else list(targets)
+        return [value if skip else transform(value) for value, skip in zip(values, skipped, strict=True)]
 
     def _replace(self, place: int, index: int, error: FastloadError) -> None:
         """Deal with a sample that failed: put another one or a placeholder in its place, or raise."""
@@ -646,8 +660,9 @@ class Reading:
         for value in dataset._values:
             self._values[value.spec.name][place] = value.placeholder()
         for spec in dataset._columns:
-            self._values[spec.name][place] = placeholder(spec)
-        self._labels[place] = math.nan if self._labels.dtype.kind == "f" else IGNORE_LABEL
+            self._values[spec.name][place] = placeholder(spec, dataset.ignore_label)
+        self._labels[place] = math.nan if self._labels.dtype.kind == "f" else dataset.ignore_label
+        self._placeholders.append(place)
 
     def _take_another(self, place: int, index: int) -> None:
         """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
@@ -675,12 +690,6 @@ class Reading:
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"
         )
-
-
-def _ignored(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which samples are placeholders, or have a label that says: ignore."""
-    ignored = np.isnan(labels) if labels.dtype.kind == "f" else labels == IGNORE_LABEL
-    return np.asarray(ignored.reshape(len(labels), -1).all(axis=1))
 
 
 def _box(region: Sequence[int]) -> Box:

@@ -1,12 +1,13 @@
 """Damaged JPEGs, and what re-cutting them may do: leave them alone, or keep every pixel. Nothing else.
 
-For a few hundred cases in the tests and for as many as one likes in `tools/fuzz_tiles`.
+For a few hundred cases in the tests and for as many as one likes in `tools/fuzz_tiles`. And damaged stores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from jpegs import (
@@ -31,6 +32,7 @@ from fastload.image_fields import tiled
 from fastload.jpeg import Pixels
 from fastload.options import Options
 from fastload.recut import Untouched, recut
+from fastload.store import Store
 
 REMARKS = "re-cut, and libjpeg complains of the original"
 _DHT, _SOS, _DQT, _DRI = 0xC4, 0xDA, 0xDB, 0xDD
@@ -275,3 +277,16 @@ def check_index(field: record.Field, random: Random, count: int = 3) -> None:
                 decode._decode_jpeg(small.data, small.size)
         except (DecodeError, ChecksumError):
             pass
+
+
+def spoil(source: Path, copy: Path, indices: Iterable[int], field: str = "image") -> Path:
+    """A copy of a store in which 20 bytes in the middle of a field of each of these samples are flipped."""
+    store, data = Store(source), source.read_bytes()
+    for index in indices:
+        payload = bytes(store[index][field].payload)
+        assert len(payload) >= 40
+        assert payload in data
+        first, last = payload[: len(payload) // 2], payload[len(payload) // 2 :]
+        data = data.replace(payload, first + bytes(byte ^ 0xFF for byte in last[:20]) + last[20:])
+    copy.write_bytes(data)
+    return copy
