@@ -294,7 +294,7 @@ def test_a_subclass_gets_it(bad_path: Path) -> None:
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_make_loader_hands_it_on(tmp_path: Path, raw_store_path: Path, resident: bool) -> None:
-    """Through threads and the prefetcher, or from where the whole set lies: still a bool for each, of the same samples."""
+    """Through threads and the prefetcher, or from where the whole set lies: a bool for each, of the same samples."""
     column = fastload.Store(raw_store_path).columns["image"]
     row = column[3].tobytes()
     (tmp_path / "bad.lmdb").write_bytes(raw_store_path.read_bytes().replace(row, bytes([row[0] ^ 1]) + row[1:]))
