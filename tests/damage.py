@@ -1,12 +1,14 @@
-"""Damaged JPEGs, and what re-cutting them may do: leave them alone, or keep every pixel. Nothing else.
+"""Damaged files: JPEGs, JSON, and any bytes; and what re-cutting a JPEG may do: leave it alone, or keep every pixel.
 
-For a few hundred cases in the tests and for as many as one likes in `tools/fuzz_tiles`.
+For a few hundred cases in the tests and for as many as one likes in `tools/fuzz`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jpegs import (
@@ -208,6 +210,65 @@ _DAMAGES: tuple[Callable[[Random, bytes, bytes], bytes], ...] = (
     *(_flip, _flip, _overwrite, _insert, _drop, _truncate, _repeat, _join),
     *(_rearrange, _rearrange, _field, _field, _bogus_table, _more_scans),
 )
+
+
+_VALUES: tuple[Any, ...] = (
+    *(None, True, 0, 1, -1, 255, 1 << 16, 1 << 31, 1 << 63, -(1 << 63), 10**400, 0.5, -0.0, 1e300, float("nan")),
+    *(float("inf"), "", "\0", "\ud800", "../x", "a.png", "image", "x" * 5000, [], {}, [[]], [0, 0], {"id": 0}),
+)
+
+
+def damaged_json(random: Random, data: bytes, other: bytes) -> bytes:
+    """The JSON with one to three values changed, dropped, doubled or exchanged; what is none as any other bytes."""
+    try:
+        value, lent = json.loads(data), json.loads(other)
+        for _ in range(int(random.choice([1, 1, 2, 3]))):
+            value = _changed(random, value, lent)
+        return json.dumps(value).encode()
+    except (ValueError, RecursionError):
+        return damaged_bytes(random, data, other)
+
+
+def _changed(random: Random, value: Any, other: Any) -> Any:
+    """The value, changed in place somewhere within, or another one."""
+    places = _places(value)
+    if not places:
+        return _VALUES[random.integers(len(_VALUES))]
+    parent, key = places[random.integers(len(places))]
+    source, place = (lent := _places(other) or places)[random.integers(len(lent))]
+    way = random.integers(5)
+    if way == 0:
+        del parent[key]
+    elif way == 1:
+        parent[key] = json.loads(json.dumps(source[place]))
+    elif way == 2 and isinstance(parent, list):
+        parent.insert(key, json.loads(json.dumps(parent[key])))
+    elif way == 3 and isinstance(parent, dict):
+        parent[str(place)] = parent.pop(key)
+    else:
+        parent[key] = _VALUES[random.integers(len(_VALUES))]
+    return value
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every list or dict within a value, with each index or key that it has."""
+    found, left = [], [value]
+    while left:
+        parent = left.pop()
+        keys = list(parent) if isinstance(parent, dict) else range(len(parent)) if isinstance(parent, list) else ()
+        found += [(parent, key) for key in keys]
+        left += [parent[key] for key in keys]
+    return found
+
+
+def damaged_bytes(random: Random, data: bytes, other: bytes) -> bytes:
+    """Any file with one to four things wrong with it."""
+    for _ in range(int(random.integers(1, 5))):
+        data = _BYTE_DAMAGES[random.integers(len(_BYTE_DAMAGES))](random, data, other) or b"\0"
+    return data
+
+
+_BYTE_DAMAGES = (_flip, _overwrite, _drop, _truncate, _repeat, _join)
 
 
 def random_box(random: Random, height: int, width: int) -> Box:
