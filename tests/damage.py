@@ -5,6 +5,7 @@ For a few hundred cases in the tests and for as many as one likes in `tools/fuzz
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -233,21 +234,25 @@ def _changed(random: Random, value: Any, other: Any) -> Any:
     """The value, changed in place somewhere within, or another one."""
     places = _places(value)
     if not places:
-        return _VALUES[random.integers(len(_VALUES))]
+        return _odd_value(random)
     parent, key = places[random.integers(len(places))]
     source, place = (lent := _places(other) or places)[random.integers(len(lent))]
     way = random.integers(5)
     if way == 0:
         del parent[key]
     elif way == 1:
-        parent[key] = json.loads(json.dumps(source[place]))
+        parent[key] = copy.deepcopy(source[place])
     elif way == 2 and isinstance(parent, list):
-        parent.insert(key, json.loads(json.dumps(parent[key])))
+        parent.insert(key, copy.deepcopy(parent[key]))
     elif way == 3 and isinstance(parent, dict):
         parent[str(place)] = parent.pop(key)
     else:
-        parent[key] = _VALUES[random.integers(len(_VALUES))]
+        parent[key] = _odd_value(random)
     return value
+
+
+def _odd_value(random: Random) -> Any:
+    return copy.deepcopy(_VALUES[random.integers(len(_VALUES))])
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
