@@ -28,6 +28,7 @@ pytest.importorskip("setuptools", "77")
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("bench", "fastload", "tests", "tools")
@@ -49,10 +50,13 @@ class Release(NamedTuple):
     sources: Path
 
     @property
-    def metadata(self) -> Message:
+    def metadata_file(self) -> bytes:
         with zipfile.ZipFile(self.wheel) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
-            return email.message_from_bytes(archive.read(name))
+            return archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA")))
+
+    @property
+    def metadata(self) -> Message:
+        return email.message_from_bytes(self.metadata_file)
 
 
 def build(sources: Path, out: Path, *kinds: str) -> None:
@@ -118,7 +122,7 @@ def test_the_metadata_is_valid(release: Release) -> None:
     """As an index judges it; the README is its text, and the text is plain Markdown."""
     from markdown_it import MarkdownIt
 
-    found = Metadata.from_email(release.metadata.as_bytes(), validate=True)
+    found = Metadata.from_email(release.metadata_file, validate=True)
     assert (found.name, found.license_expression, found.license_files) == ("fastload", "MIT", ["LICENSE"])
     assert release.metadata["Description-Content-Type"] == "text/markdown"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -132,7 +136,7 @@ def test_the_metadata_is_valid(release: Release) -> None:
 def test_the_changelog_begins_with_this_version(release: Release) -> None:
     """With its date, or as unreleased; and with words about it."""
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    match = re.match(r"# Changelog\n\n## (\S+) \((unreleased|\d{4}-\d{2}-\d{2})\)\n\n- \w", changes)
+    match = re.match(r"# Changelog\n\n## (\S+) \((unreleased|\d{4}-\d{2}-\d{2})\)\n\n- \S", changes)
     assert match is not None
     assert match[1] == release.metadata["Version"]
 
@@ -164,31 +168,34 @@ def alone(python: Path, *arguments: str | Path, folder: Path) -> subprocess.Comp
     )
 
 
+@pytest.mark.timeout(300)
 def test_the_wheel_alone_passes_the_tests_of_the_sdist(release: Release, python: Path) -> None:
-    """Some of each kind: the format, the layers, packing, reading, and the README's examples."""
+    """Those that take no time, and nothing that numba would have to compile anew: `tools/test` runs them all."""
     folder = release.sources / "tests"
     where = alone(python, "-c", "import fastload; print(fastload.__file__)", folder=folder).stdout
     assert Path(where.strip()).is_relative_to(python.parents[1])
-    names = [f"test_{name}.py" for name in ("golden", "layers", "package", "record", "sources", "decode", "readme")]
+    names = [f"test_{name}.py" for name in ("golden", "package", "record")]
     done = alone(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names, folder=folder)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_the_command_is_installed(python: Path, tmp_path: Path) -> None:
-    """The script `fastload`, beside Python."""
-    name = "fastload.exe" if os.name == "nt" else "fastload"
-    help = subprocess.run([python.with_name(name), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert help.returncode == 0
-    assert "pack" in help.stdout
+def test_the_command_is_installed_and_works(python: Path, tmp_path: Path) -> None:
+    """The script `fastload`, beside Python: it packs a folder and finds the store sound."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    script = python.with_name("fastload.exe" if os.name == "nt" else "fastload")
+    for arguments in (("pack", ".", "db.lmdb"), ("verify", "--decode", "db.lmdb")):
+        done = subprocess.run([script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 USER = """
-import fastload
-from fastload.transforms import CenterCrop
+from typing_extensions import assert_type
 
-dataset = fastload.ImageDataset("db.lmdb", CenterCrop(8))
-reveal_type(dataset.classes)
-reveal_type(fastload.Store("db.lmdb")[0].name)
+import fastload
+
+dataset = fastload.ImageDataset("db.lmdb", fastload.transforms.CenterCrop(8))
+assert_type(dataset.classes, list[str] | None)
+assert_type(fastload.Store("db.lmdb")[0].name, str)
 fastload.ShuffleSampler(dataset, sed=1)
 dataset.read("first")
 """
@@ -199,15 +206,9 @@ def test_a_type_checker_finds_the_types(python: Path, tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n[mypy-torch.*]\nfollow_imports = skip\n")
-    arguments = ["-m", "mypy", "--python-executable", python, "--no-color-output", "user.py"]
-    lines = alone(python, *arguments, folder=tmp_path).stdout.splitlines()
-    assert [re.sub(r"^user.py:(\d+): (\w+): ", r"\1 \2 ", line)[:75] for line in lines] == [
-        '6 note Revealed type is "list[str] | None"',
-        '7 note Revealed type is "str"',
-        '8 error Unexpected keyword argument "sed" for "ShuffleSampler"; did you mea',
-        '9 error Argument 1 to "read" of "ImageDataset" has incompatible type "str";',
-        "Found 2 errors in 1 file (checked 1 source file)",
-    ]
+    done = alone(python, "-m", "mypy", "--python-executable", python, "--no-color-output", "user.py", folder=tmp_path)
+    found = re.findall(r"^user.py:(\d+): error: .*\[([\w-]+)\]$", done.stdout, re.MULTILINE)
+    assert found == [("9", "call-arg"), ("10", "arg-type")], done.stdout
 
 
 # ---- what it depends on
