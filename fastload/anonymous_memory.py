@@ -28,6 +28,15 @@ def install() -> None:
     ForkingPickler.register(_Storage, _reduce)
 
 
+def zeros(nbytes: int) -> torch.Tensor:
+    """Shared memory of zeros, as bytes: without a name if possible. There, what was never touched takes up no room."""
+    try:
+        storage = _new(nbytes)
+    except (AttributeError, OSError):
+        storage = _Storage._new_shared(nbytes, device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
 def _new(nbytes: int) -> Any:
     file = os.memfd_create("fastload")
     try:

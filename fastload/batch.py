@@ -32,8 +32,8 @@ class Batch(Sequence[Any]):
 
     columns: the pictures, a uint8 (or normalised) tensor (n, 3, height, width), or a list where they don't stack; then
     what goes with them: labels, an int64 tensor (n,) or (n, labels); masks, (n, height, width); lists of what a target
-    transform returned. names: of the columns, where a sample is a dict. tree: of these names, where it is more than
-    that (see `fields`).
+    transform returned; bools that say which samples are valid. names: of the columns, where a sample is a dict. tree:
+    of these names, where it is more than that (see `fields`).
     """
 
     def __init__(self, *columns: Column, names: Sequence[str] | None = None, tree: Node | None = None) -> None:
@@ -75,7 +75,7 @@ class Batch(Sequence[Any]):
 
 
 def _are_labels(column: Column) -> TypeGuard[torch.Tensor]:
-    """Whether it is a tensor of whole numbers: a sample has an int."""
+    """Whether it is a tensor of whole numbers or truths: a sample has an int or a bool."""
     return isinstance(column, torch.Tensor) and column.dim() == 1 and not column.is_floating_point()
 
 

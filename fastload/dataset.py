@@ -6,7 +6,7 @@ picture's plan is made, one buffer is taken, and each sample is decoded into its
 all that: the batch is one gather.
 
 Checksums are checked each time something is read, for as much as is read (2 us for 110 KB). The rows of a raw column
-are not: a checksum for each would cost more than the gather; `fastload verify` checks them.
+are when a process first reads them: a checksum costs more than the gather.
 
 It returns a `Batch`, a sequence of samples whose pictures are views of the buffer. `collate` hands the buffer on;
 torch's default_collate copies it. A batch belongs to the user: its buffer is used again when nobody holds it.
@@ -34,13 +34,14 @@ from .batch import Batch, Column
 from .blocks import Values
 from .buffers import BatchBuffers
 from .cache import ImageCache
-from .errors import DecodeError, FastloadError, StoreError, TooManyFailures
+from .errors import ChecksumError, ColumnError, DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
-from .fields import IGNORE_LABEL, leaves, placeholder, restore
+from .fields import leaves, restore
 from .geometry import REDUCTIONS, Box, Plan, Size, upright_size
 from .order import Drawn, SampleRandom, mix64
+from .placeholders import IGNORE_LABEL, VALID, check_ignore_label, ignored, placeholder, with_valid
 from .store import Column as StoreColumn
-from .store import Store
+from .store import Store, Verify
 from .transforms import Compose, Normalize, full_scale
 from .values import Decoder, ImageType, Value, as_type, packed_type, set_decoders
 from .workers import context
@@ -77,10 +78,16 @@ class ImageDataset(Dataset[Any]):
     on_error: what becomes of a sample that can't be decoded: a black "placeholder" with label -100, "skip" (another
         sample, the same in every run), or "raise". With the first two, failed samples are listed in `failures`.
     max_failures: raise `TooManyFailures` when more samples fail: a count, or a share of the dataset (a float below 1).
+        The states of `fastload.DataLoader` keep what has failed, so it holds for a run that is resumed as a whole.
+    ignore_label: the label of placeholders, where labels are whole numbers; it is not changed by `target_transform`.
+    return_valid: put a bool behind the rest of each sample, False for a placeholder: (image, label, valid); of a dict
+        it is the value "valid", and a sample that is neither becomes (sample, valid). In batches it is a bool tensor.
     scaled_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where what is read of it is at least so many times as
         large as what it is resized to. Much faster for large photographs; the pixels differ a little. False decodes
         at full size.
     seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
+    verify: when what is read is held against its checksum: "sample" (each sample when it's read), "always" (raw ones
+        each time too), or "never"; see `Store`.
 
     Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none. Real-valued
     ones are float32, NaN where there are none, and for placeholders. A store of
@@ -121,13 +128,16 @@ class ImageDataset(Dataset[Any]):
         cache: ImageCache | int | str | None = None,
         on_error: OnError = "placeholder",
         max_failures: int | float | None = None,
+        ignore_label: int = IGNORE_LABEL,
+        return_valid: bool = False,
         scaled_decode: bool = True,
         seed: int = 0,
+        verify: Verify = "sample",
     ) -> None:
         for name, value, allowed in (("image_type", image_type, ImageType), ("on_error", on_error, OnError)):
             if value is not None and value not in get_args(allowed):
                 raise ValueError(f"{name} is {value!r}; it may be {', '.join(get_args(allowed))}")
-        self.store = Store(path)
+        self.store = Store(path, verify=verify)
         schema = self.store.schema
         self.transform = Compose.of(transform)
         self.target_transform = target_transform
@@ -150,9 +160,15 @@ class ImageDataset(Dataset[Any]):
         self.on_error: OnError = on_error
         self.scaled_decode = scaled_decode
         self.seed = seed
-        self.fields: tuple[str, ...] = tuple(leaves(schema.sample))
-        if target_transform is not None and len(self.fields) != 2:
-            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(self.fields)}")
+        fields = [*leaves(schema.sample)]
+        if target_transform is not None and len(fields) != 2:
+            raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(fields)}")
+        self._target = next((name for name in reversed(fields) if name != "image"), "image")
+        check_ignore_label(ignore_label, schema, self.store.columns["label"].dtype.kind == "f")
+        self.ignore_label, self.return_valid = ignore_label, return_valid
+        self._sample = with_valid(schema.sample) if return_valid else schema.sample
+        self.fields: tuple[str, ...] = tuple(leaves(self._sample))
+        self._is_pair = schema.sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]})
         self._has_images = schema.image is not None
         self._columns = [spec for spec in schema.others if spec.column is not None]
         self._values = [Value(spec, image_type) for spec in schema.others if spec.column is None]
@@ -166,7 +182,7 @@ class ImageDataset(Dataset[Any]):
             )
         if not self._has_images and self.transform.transforms:
             raise ValueError(f"{path} has no images that {self.transform} could work on; leave the transform out")
-        self.failures = Failures(_limit(max_failures, len(self.store)))
+        self.failures = Failures(len(self.store), _limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -284,10 +300,9 @@ class ImageDataset(Dataset[Any]):
 
         Scaled by the DCT, or by luma alone, a JPEG has others than its RGB pixels at full size would give.
         """
-        column = self.store.columns.get("image")
-        if column is not None:
-            return column.view(index)
-        return self._image_field(record.parse(self.store.view(index))[0], size)
+        if "image" in self.store.columns:
+            return self.store.raw_image(index)
+        return self._image_field(self.store.fields(index)[0], size)
 
     def show(self, indices: Sequence[int] | None = None, *, columns: int = 8) -> PIL.Image.Image:
         """A contact sheet of samples, by default 32 all over the store; a notebook draws a cell's last value by itself.
@@ -412,16 +427,9 @@ class ImageDataset(Dataset[Any]):
             image = transform(image)
         return image
 
-    def _targets(self, labels: npt.NDArray[Any]) -> torch.Tensor | list[Any]:
+    def _targets(self, labels: npt.NDArray[Any]) -> torch.Tensor:
         targets = torch.from_numpy(labels)
-        real = targets.is_floating_point()
-        if real:
-            targets = targets.float()
-        if self.target_transform is None:
-            return targets
-        transform = self.target_transform
-        values = targets.tolist() if labels.ndim == 1 else list(targets)
-        return [value if skip else transform(value) for value, skip in zip(values, _ignored(labels), strict=True)]
+        return targets.float() if targets.is_floating_point() else targets
 
     def _finished_mask(self, mask: npt.NDArray[Any]) -> Any:
         """A mask in the type that was asked for, with the target transform applied."""
@@ -449,27 +457,19 @@ class ImageDataset(Dataset[Any]):
         self, index: int, size: Size, plans: list[Plan], out: Values, fields: Sequence[record.Field] = ()
     ) -> None:
         """Decode sample `index`, an image of `size`, and carry its plans out into `out`. fields: of its record."""
-        column, cache = self.store.columns.get("image"), self.cache
+        cache = self.cache
         image: Values | record.Field | None = None
-        if column is not None:
-            image = column.view(index)
+        if "image" in self.store.columns:
+            image = self.store.raw_image(index)
         elif cache is not None:
             image = cache.get(index)
         if image is None:
-            image = self._image_field((fields or record.parse(self.store.view(index)))[0], size)
+            image = self._image_field((fields or self.store.fields(index))[0], size)
             if cache is not None:
                 image = decode.upright(image)
                 cache.put(index, image)
         orientation = image.orientation if isinstance(image, record.Field) else 1
         decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
-
-    def _record(self, index: int) -> list[record.Field]:
-        """The fields of a sample's record."""
-        fields = record.parse(self.store.view(index))
-        if len(fields) != len(self.store.field_names):
-            names = ", ".join(self.store.field_names)
-            raise StoreError(f"the record has {len(fields)} fields, too few or many for {names}")
-        return fields
 
     def _image_field(self, field: record.Field, size: Size) -> record.Field:
         if upright_size((field.height, field.width), field.orientation) != size:
@@ -508,12 +508,15 @@ class Reading:
         if draws is None and context.draws is not None and len(context.draws) == len(indices):
             draws = context.draws.tolist()
         self._draws = draws
+        self._placeholders: list[int] = []
         self._tensor: torch.Tensor | None = None
         self._slots: Any = None
         column = dataset._gathered
+        self._gathered: npt.NDArray[np.int64] | None = None
         if column is not None:
             self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.memory)
             column.gather(indices, out=self._slots)
+            self._gathered = indices
             self._todo: list[tuple[int, Size]] = []
         else:
             self._todo = list(zip(indices.tolist(), dataset._sizes(indices), strict=True))
@@ -574,9 +577,13 @@ class Reading:
     def fill(self, part: int) -> None:
         """Decode the samples of one part into their slots, and apply what follows if it works on single pictures."""
         dataset = self._dataset
+        if self._gathered is not None:
+            self._check_gathered(self._gathered)
         for place, (index, size) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
             try:
                 self._draw(place, index, size, self._plans(place))
+            except ColumnError:
+                raise
             except FastloadError as error:
                 self._replace(place, index, error)
         if not self._whole:
@@ -586,10 +593,15 @@ class Reading:
                 for finished, (_, slots) in zip(self._finished_masks, self._masks, strict=True):
                     finished[place] = dataset._finished_mask(slots[place])
 
+    def _check_gathered(self, indices: npt.NDArray[np.int64]) -> None:
+        for place in self._dataset.store.damaged_images(indices, self._slots):
+            error = ChecksumError("the pixels differ from what was packed (checksum mismatch)")
+            self._replace(place, int(indices[place]), error)
+
     def _draw(self, place: int, index: int, size: Size, plans: list[Plan]) -> None:
         """Decode sample `index` to the place of another, or its own: image, masks and values."""
         dataset = self._dataset
-        fields = dataset._record(index) if dataset._reads_records else []
+        fields = dataset.store.fields(index) if dataset._reads_records else []
         if self._slots is not None:
             dataset._draw(index, size, plans, self._slots[place], fields)
         others = fields["image" in dataset.store.field_names :]
@@ -613,17 +625,24 @@ class Reading:
                 for name, (tensor, _) in zip(dataset.store.masks, self._masks, strict=True)
                 if tensor is not None
             }
-        names, sample = dataset.fields, dataset.store.schema.sample
+        names = dataset.fields
         if "label" in names and "label" not in columns:
             columns["label"] = dataset._targets(self._labels)
-        elif dataset.target_transform is not None:
-            target = next(name for name in reversed(names) if name != "image")
-            if target in self._values:
-                pairs = zip(self._values[target], _ignored(self._labels), strict=True)
-                columns[target] = [value if skip else dataset.target_transform(value) for value, skip in pairs]
-        if sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]}):
+        if dataset.target_transform is not None and dataset._target not in dataset.store.masks:
+            columns[dataset._target] = self._transformed(columns[dataset._target], dataset.target_transform)
+        if dataset.return_valid:
+            columns[VALID] = valid = torch.ones(len(self._labels), dtype=torch.bool)
+            valid[self._placeholders] = False
+        if dataset._is_pair:
             return Batch(*(columns[name] for name in names))
-        return Batch(*(columns[name] for name in names), names=names, tree=sample)
+        return Batch(*(columns[name] for name in names), names=names, tree=dataset._sample)
+
+    def _transformed(self, targets: Column, transform: Callable[[Any], Any]) -> list[Any]:
+        """Targets with the transform applied, except placeholders' and labels that say: ignore."""
+        skipped = ignored(self._labels)
+        skipped[self._placeholders] = True
+        values = targets.tolist() if isinstance(targets, torch.Tensor) and targets.dim() == 1 else list(targets)
+        return [value if skip else transform(value) for value, skip in zip(values, skipped, strict=True)]
 
     def _replace(self, place: int, index: int, error: FastloadError) -> None:
         """Deal with a sample that failed: put another one or a placeholder in its place, or raise."""
@@ -641,8 +660,9 @@ class Reading:
         for value in dataset._values:
             self._values[value.spec.name][place] = value.placeholder()
         for spec in dataset._columns:
-            self._values[spec.name][place] = placeholder(spec)
-        self._labels[place] = math.nan if self._labels.dtype.kind == "f" else IGNORE_LABEL
+            self._values[spec.name][place] = placeholder(spec, dataset.ignore_label)
+        self._labels[place] = math.nan if self._labels.dtype.kind == "f" else dataset.ignore_label
+        self._placeholders.append(place)
 
     def _take_another(self, place: int, index: int) -> None:
         """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
@@ -670,12 +690,6 @@ class Reading:
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"
         )
-
-
-def _ignored(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which samples are placeholders, or have a label that says: ignore."""
-    ignored = np.isnan(labels) if labels.dtype.kind == "f" else labels == IGNORE_LABEL
-    return np.asarray(ignored.reshape(len(labels), -1).all(axis=1))
 
 
 def _box(region: Sequence[int]) -> Box:

@@ -3,6 +3,7 @@
     FastloadError
     ├── StoreError            a store can't be opened or read
     │   ├── StoreFormatError  it is no store, is cut short, or is of a newer format
+    │   │   └── ColumnError   a column of it is damaged, and with it the samples that it describes
     │   └── ChecksumError     bytes in it are not the bytes that were written (also a DecodeError's cause)
     ├── SourceError           what should be packed can't be: nothing there, a list that makes no sense
     ├── PackError             the store can't be written: it exists, no space, another pack is running
@@ -26,6 +27,10 @@ class StoreError(FastloadError):
 
 class StoreFormatError(StoreError):
     """The file is no fastload store, is cut short, or is of a newer format version."""
+
+
+class ColumnError(StoreFormatError):
+    """A column of a store is cut short or altered. No single sample is at fault: `on_error` has no say in it."""
 
 
 class ChecksumError(StoreError):

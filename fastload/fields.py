@@ -42,9 +42,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Node = str | dict[str, Any]
 """A field's name, or {"tuple": nodes}, {"list": nodes}, {"dict": [[key, node], ...]}: as the manifest has it."""
 
-IGNORE_LABEL = -100
-"""The label of a placeholder: torch's losses ignore it by default."""
-
 TYPES = ("", "int", "bool", "float", "str", "bytes", "json", "scalar", "numpy", "tensor", "pil", "file")
 
 _DEEPEST, _DEEPEST_JSON = 32, 200
@@ -574,21 +571,6 @@ def restore(spec: Spec, rows: npt.NDArray[Any]) -> list[Any]:
         return [bool(value) for value in rows.tolist()]
     typed = rows.astype(spec.dtype, copy=False)
     return list(torch.from_numpy(typed)) if spec.type == "tensor" else list(typed)
-
-
-def placeholder(spec: Spec) -> Any:
-    """What stands for a field of a sample that can't be had: 0, NaN or nothing; of a label, `IGNORE_LABEL`."""
-    if spec.column is not None:
-        if spec.column == "label" and spec.type in ("int", "bool"):
-            return IGNORE_LABEL
-        value = np.full((1, *spec.shape), IGNORE_LABEL if spec.column == "label" else 0, spec.dtype)
-        if value.dtype.kind == "f":
-            value[...] = np.nan
-        return restore(spec, value)[0]
-    if spec.kind == "array":
-        zeros = np.zeros(spec.shape if spec.dtype else 0, spec.dtype or np.float64)
-        return torch.from_numpy(zeros) if spec.type == "tensor" else zeros
-    return {"text": "", "bytes": b"", "json": None}[spec.kind]
 
 
 def column_dtype(spec: Spec) -> str:

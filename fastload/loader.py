@@ -19,6 +19,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from .batch import collate
 from .buckets import BucketSampler
 from .dataset import ImageDataset
+from .failures import Failures, check_states
 from .iterators import CollateWithState, SingleIterator, View
 from .orders import State, datasets_below, reads_whole_batches, same
 from .passes import Passes
@@ -122,22 +123,36 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
     def state_dict(self) -> State:
         """Where the user is in the data: what comes next is what follows the last batch that `next` gave.
 
-        Of the latest iterator, for any kind of worker. With a `ShuffleSampler` it is the same on all ranks at the same
-        step, consists of numbers and texts only, and can be loaded with another number of ranks. With torch's samplers
-        it holds the state of their generator. For an iterable dataset that has `state_dict` it holds the states of the
-        workers' copies; for one without, the number of batches.
+        Of the latest iterator, for any kind of worker. With a `ShuffleSampler` it consists of numbers and texts only,
+        and can be loaded with another number of ranks; without failed samples it is the same on all ranks at the same
+        step. With torch's samplers it holds the state of their generator. For an iterable dataset that has `state_dict`
+        it holds the states of the workers' copies; for one without, the number of batches.
+
+        The failed samples of an `ImageDataset`, or of several below Subset and ConcatDataset, are part of it, if there
+        are any: those of this rank. Where all ranks load the state of one of them, each begins with its failures; what
+        only others had met counts again once it is met again.
 
         After the last batch, and before the loop has ended, it resumes as a pass without batches; after the loop it is
         the beginning of the next epoch.
         """
+        return self.with_failures(self.progress())
+
+    def progress(self) -> State:
+        """`state_dict` without the failed samples: cheap enough for each batch, however many there are."""
         seeding = self.generator if self._iterator is None else None  # kept workers have their seeds
         return self._passes.state_dict(seeding) | {"num_workers": self.num_workers if self._is_stream else None}
+
+    def with_failures(self, progress: State) -> State:
+        """A state of `progress`, from now or from before, with the samples that have failed so far."""
+        failures = self._failures
+        return progress | ({"failures": [each.state_dict() for each in failures]} if any(failures) else {})
 
     def load_state_dict(self, state: State) -> None:
         """Let the next `iter()` go on where `state` was made; nothing of what was consumed is read again.
 
         (From an iterable dataset without a `state_dict`, what was consumed is read and thrown away.) The data, the
         order and the seeds have to be the same; workers, batch size and, with `ShuffleSampler`, ranks may differ.
+        Failed samples are added to those of the dataset, and count for its `max_failures`.
 
         Raises:
             ValueError: it is no such state, or one of another dataset or order.
@@ -147,7 +162,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
                 f"the state is that of {state.get('num_workers')} workers, each with a part of the iterable dataset; "
                 f"this loader has {self.num_workers}: use the same num_workers"
             )
+        failures = self._failures
+        check_states(failures, state)
         self._passes.load_state_dict(state)
+        for each, failed in zip(failures, state.get("failures", []), strict=False):
+            each.load_state_dict(failed)
         if self._iterator is not None:
             self._iterator._shutdown_workers()  # type: ignore[attr-defined]  # only iterators with workers are kept
             self._iterator = None
@@ -174,6 +193,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
     @_is_accelerate_prepared.setter
     def _is_accelerate_prepared(self, prepared: bool) -> None:
         """Accelerate marks what it has prepared."""
+
+    @property
+    def _failures(self) -> list[Failures]:
+        return [dataset.failures for dataset in datasets_below(self.dataset) if isinstance(dataset, ImageDataset)]
 
     @property
     def _index_sampler(self) -> Any:

@@ -116,7 +116,8 @@ class DevicePrefetcher(Generic[T]):
         """Begin a pass over the loader, in a thread of its own."""
         if self._stream is not None:  # what fills a loader's tensors on the device comes before their use
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        source, state_of = iter(self.loader), getattr(self.loader, "state_dict", None)
+        source = iter(self.loader)
+        state_of = getattr(self.loader, "progress" if hasattr(self.loader, "with_failures") else "state_dict", None)
         self._place = _Place(state_of and state_of())
         link.thread = threading.Thread(
             target=_produce, args=(source, self._prepare, self._stream, state_of, link), name=_THREAD_NAME, daemon=True
@@ -139,9 +140,10 @@ class DevicePrefetcher(Generic[T]):
         Raises:
             TypeError: the loader has no state.
         """
-        if self._place.state is not None:
-            return self._place.state
-        state: dict[str, Any] = self._stateful().state_dict()
+        place = self._place.state
+        if place is not None and hasattr(self.loader, "with_failures"):
+            place = self.loader.with_failures(place)
+        state: dict[str, Any] = self._stateful().state_dict() if place is None else place
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

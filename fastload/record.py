@@ -59,7 +59,10 @@ def joint_checksum(checksums: Iterable[int]) -> int:
 
 
 class Field(NamedTuple):
-    """One field of a record. `payload` is a view into the record it was parsed from."""
+    """One field of a record. `payload` is a view into the record it was parsed from.
+
+    checked: whether its bytes are held against their checksums when they are read.
+    """
 
     codec: int
     payload: bytes | memoryview
@@ -70,10 +73,11 @@ class Field(NamedTuple):
     height: int = 0
     tiles: bytes | memoryview = b""
     checksum: int = 0
+    checked: bool = True
 
     def verify(self) -> None:
-        """Raise `ChecksumError` unless the payload is what was written."""
-        if checksum(self.payload) != self.checksum:
+        """Raise `ChecksumError` unless the payload is what was written, or isn't to be checked."""
+        if self.checked and checksum(self.payload) != self.checksum:
             raise ChecksumError(
                 "the bytes differ from what was packed (checksum mismatch); restore the store from a copy or pack again"
             )
@@ -97,8 +101,10 @@ def build(fields: Sequence[Field]) -> bytes:
     return b"".join((head, body[_CHECKED:], *(f.payload for f in fields)))
 
 
-def parse(data: bytes | memoryview) -> list[Field]:
+def parse(data: bytes | memoryview, checked: bool = True) -> list[Field]:
     """Split a record into its fields without copying or reading payloads.
+
+    checked: False passes over all checksums, here and in the fields; lengths are held against each other nonetheless.
 
     Raises:
         StoreFormatError: the bytes are no record, or its lengths contradict its size.
@@ -116,9 +122,7 @@ def parse(data: bytes | memoryview) -> list[Field]:
     payload_start = start + sum(entry[6] for entry in entries)
     if payload_start + sum(entry[7] for entry in entries) != len(view):
         raise StoreFormatError(f"a record's lengths do not add up to its {len(view)} bytes; the store is damaged")
-    digest = xxhash.xxh3_64(view[:_CHECKED])
-    digest.update(view[_HEAD.size : payload_start])
-    if digest.intdigest() != head_checksum:
+    if checked and _checksum_of_head(view, payload_start) != head_checksum:
         raise ChecksumError("a record's head was altered (checksum mismatch); run `fastload verify` on the store")
     fields = []
     for codec, orientation, channels, flags, width, height, tiles_length, length, payload_checksum, _ in entries:
@@ -129,9 +133,15 @@ def parse(data: bytes | memoryview) -> list[Field]:
         fields.append(
             Field(
                 *(codec, view[payload_start : payload_start + length], orientation, channels, flags, width, height),
-                *(view[start : start + tiles_length], payload_checksum),
+                *(view[start : start + tiles_length], payload_checksum, checked),
             )
         )
         start += tiles_length
         payload_start += length
     return fields
+
+
+def _checksum_of_head(view: memoryview, payload_start: int) -> int:
+    digest = xxhash.xxh3_64(view[:_CHECKED])
+    digest.update(view[_HEAD.size : payload_start])
+    return digest.intdigest()

@@ -21,10 +21,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from . import record
 from .dataset import ImageDataset
 from .errors import DecodeError
-from .fields import IGNORE_LABEL
 from .geometry import Box, Plan, Size
 from .order import Indices, SampleRandom, SampleRandoms, Words, mixed
 from .store import Column
@@ -54,11 +52,13 @@ class Resident:
         self._memory = torch.zeros(size, dtype=torch.uint8, device=device)
         self._runs = self._memory.as_strided((self._black + 1, run * channels), (channels, 1))
         self._rows = torch.arange(rows, device=device)
-        self._replace(self._upload(column), labels := dataset.targets)
-        self._labels = torch.as_tensor(dataset._targets(labels)).to(device)
+        valid = torch.ones(len(column), dtype=torch.bool)
+        self._replace(self._upload(column), labels := dataset.targets, valid)
+        targets = [dataset._targets(labels), *([valid] if dataset.return_valid else [])]
+        self._targets = [target.to(device) for target in targets]
 
     def fetch(self, indices: Indices) -> list[Tensor]:
-        """The batch [images, labels] of the samples at `indices`; the loader's iterator calls it."""
+        """The batch [images, labels] of the samples at `indices`, or one more; the loader's iterator calls it."""
         dataset, device = self._dataset, self._memory.device
         if not self._moves.steps:
             whole = torch.from_numpy(indices).to(device)
@@ -88,7 +88,7 @@ class Resident:
 
     def _batch(self, images: Tensor, indices: Tensor) -> list[Tensor]:
         images = images.view(len(indices), *self._moves.size, self._channels)
-        return [images.permute(0, 3, 1, 2), self._labels.index_select(0, indices)]
+        return [images.permute(0, 3, 1, 2), *(target.index_select(0, indices) for target in self._targets)]
 
     @property
     def _images(self) -> Tensor:
@@ -100,16 +100,14 @@ class Resident:
     def _upload(self, column: Column) -> list[int]:
         """Fill the memory; returns the indices of damaged images."""
         images, damaged, start = self._images, [], 0
-        checksums = np.asarray(self._dataset.store.columns["checksum"])
         for chunk in column.chunks():
             end = start + len(chunk)
-            wrong = np.array([record.checksum(row.data) for row in chunk], np.uint64) != checksums[start:end]
-            damaged += (start + np.flatnonzero(wrong)).tolist()
+            damaged += [start + place for place in self._dataset.store.damaged_images(np.arange(start, end), chunk)]
             images[start:end] = torch.tensor(chunk).view(images[start:end].shape)
             start = end
         return damaged
 
-    def _replace(self, damaged: list[int], labels: npt.NDArray[Any]) -> None:
+    def _replace(self, damaged: list[int], labels: npt.NDArray[Any], valid: Tensor) -> None:
         """Do with damaged images and their labels what `on_error` says. Another sample takes a place for good."""
         dataset, sound = self._dataset, np.setdiff1d(np.arange(len(labels)), damaged)
         reason = "the pixels differ from what was packed (checksum mismatch)"
@@ -121,7 +119,8 @@ class Resident:
                 other = sound[SampleRandom(dataset.seed, 0, index).integer(len(sound))]
                 self._images[index], labels[index] = self._images[other], labels[other]
             else:
-                self._images[index], labels[index] = 0, math.nan if labels.dtype.kind == "f" else IGNORE_LABEL
+                self._images[index], valid[index] = 0, False
+                labels[index] = math.nan if labels.dtype.kind == "f" else dataset.ignore_label
 
 
 class _Crop(NamedTuple):

@@ -1,4 +1,4 @@
-"""The store: one LMDB file of records and columns, and reading it. Only this module and `store_writer` use lmdb.
+"""The store: one LMDB file of records and columns, and reading it through a memory map.
 
 Two named databases. `samples` maps an 8-byte big-endian index to a record (see `record`). `meta` holds
 
@@ -16,49 +16,55 @@ Columns hold what is one fixed size per sample: `label`, `size` (upright height 
 the stored image, `tiles` (what became of it: a number into the manifest's list `tiles`), `MASK_max` and `MASK_checksum`
 (the largest value of each mask, and its payload's checksum), the images themselves where all of them are raw and of
 one shape (`image`), other numbers that samples have (`field_NUMBER`), and `others_checksum`, of the payloads of a
-record but the image's, the masks' and the name's. They are read through the memory map, so opening costs the same for a
-thousand samples and for a hundred million.
+record but the image's, the masks' and the name's. One more, `record`, has offset and length of each record in the
+file. Opening costs the same for a thousand samples and for a hundred million.
 
-A reader is safe under threads (a transaction each), fork, spawn and pickling: every process opens the file for
-itself, at first use. LMDB allows one open environment per file and process, so all stores of a process share it. What
-is handed to the hot path (`Store.view`, `Column.gather` from chunks) are views of the map, valid while the store is
-alive; what is handed to users (`Store[i]`, `Column[i]`) are copies.
+LMDB's trees are not walked: the table behind them says where the values are (see `toc`), so that no damage to the file
+can end the process. What can't be survived is a file that is changed or cut while it is mapped: writers replace stores,
+and never change one.
+
+A reader is safe under threads, fork, spawn and pickling. What is handed to the hot path (`Store.view`, `Column.gather`
+from chunks) are views of the map, which stays as long as they do; what is handed to users (`Store[i]`, `Column[i]`) are
+copies.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import json
 import math
 import os
 import re
 import struct
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-import lmdb
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import record
+from . import record, toc
 from .boxes import Format as BoxFormat
-from .errors import StoreError, StoreFormatError
+from .errors import ChecksumError, ColumnError, StoreError, StoreFormatError
 from .fields import KINDS, TYPES, Schema, is_tree, leaves
+from .lmdb_pages import Pages, begins_like_lmdb
 
 FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
 
-_META_MAGIC = 0xBEEFC0DE
+Verify = Literal["never", "sample", "always"]
+PLACES = "record"
+"""The column of where the records are: offset and length, 8 bytes each."""
+_PLACE_BYTES = 16
+
 _REMARKS: dict[str, Any] = {"source": "", "options": {}, "tiles": [], "created": "", "quarantined": 0}
 """What a manifest says that reading samples does not rely on, where it does not say it."""
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
-_SHAPES = {"size": [2], "bytes": [], "checksum": [], "tiles": [], "others_checksum": []}
+_SHAPES = {PLACES: [2], "size": [2], "bytes": [], "checksum": [], "tiles": [], "others_checksum": []}
 _FIELD_DTYPE = re.compile(r"|\|[biu]1|<[iu][248]|<f[248]|u?int(8|16)")
 sample_key = struct.Struct(">Q").pack
 
@@ -100,9 +106,9 @@ class ColumnSpec(NamedTuple):
 class _Span(NamedTuple):
     """The chunks of a column as one tensor, so that a gather from many chunks is a single call without the GIL.
 
-    LMDB maps its file in one piece and aligns large values to pages, so all rows start at multiples of `unit` bytes
-    (a divisor of page and row) from the first one. `rows` is that memory as overlapping rows, one at every unit; most
-    are never asked for. Sample i of chunk c is row i * step + shifts[c].
+    The file is mapped in one piece, and LMDB aligns large values to pages, so all rows start at multiples of `unit`
+    bytes (a divisor of page and row) from the first one. `rows` is that memory as overlapping rows, one at every unit;
+    most are never asked for. Sample i of chunk c is row i * step + shifts[c].
     """
 
     rows: torch.Tensor
@@ -123,9 +129,9 @@ class _Span(NamedTuple):
         return cls(rows, step, np.array(shifts))
 
 
-def chunk_key(column: str, chunk: int) -> bytes:
+def chunk_key(column: str, chunk: int) -> str:
     """The key of a chunk in `meta`."""
-    return f"column/{column}/{chunk:08d}".encode()
+    return f"column/{column}/{chunk:08d}"
 
 
 class Column:
@@ -177,68 +183,13 @@ class Column:
         return self._store._chunk(self._name, chunk, self._spec)
 
 
-class _Session:
-    """An open environment of this process and the chunks it has handed out, shared by all stores of one file."""
-
-    def __init__(self, path: str) -> None:
-        self.pid = os.getpid()
-        try:
-            self.environment = lmdb.open(
-                path,
-                subdir=False,
-                readonly=True,
-                lock=False,
-                create=False,
-                max_dbs=2,
-                readahead=False,
-                max_spare_txns=64,
-            )
-            self.samples = self.environment.open_db(b"samples", create=False)
-            self.meta = self.environment.open_db(b"meta", create=False)
-        except lmdb.Error as error:
-            raise StoreFormatError(f"{path}: not a fastload store ({error}); make one with `fastload pack`") from error
-        self.chunks: dict[tuple[str, int], npt.NDArray[Any]] = {}
-        self.spans: dict[str, _Span] = {}
-        weakref.finalize(self, self.environment.close)
-
-    def close(self) -> None:
-        """Close what a fork inherited: LMDB opens no file twice in a process. Nothing of it may be used any more."""
-        self.chunks.clear()
-        self.spans.clear()
-        self.environment.close()
-
-    def get_meta(self, key: bytes) -> memoryview | None:
-        try:
-            with self.environment.begin(db=self.meta, buffers=True) as transaction:
-                value: memoryview | None = transaction.get(key)
-        except (lmdb.Error, ValueError) as error:
-            raise StoreFormatError(f"{self.environment.path()}: {key!r:.100} can't be read: {error}") from error
-        return value
-
-
-_sessions: weakref.WeakValueDictionary[tuple[int, int, int], _Session] = weakref.WeakValueDictionary()
-_sessions_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _sessions_lock  # noqa: PLW0603 - a lock that another thread held while this process was forked
-    _sessions_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
-class _Local(threading.local):
-    """What each thread keeps of a store: its process, session and the `get` of its own read transaction."""
-
-    pid = -1
-    session: _Session
-    get: Callable[[bytes], memoryview | None]
-
-
 class Store:
     """A packed store, opened for reading.
+
+    verify: when what is read is held against its checksum. "always": each time. "sample": each time too, but a row of
+        a raw column only when this process reads it first: to check one takes longer than to gather it. "never": not at
+        all; lengths and places are looked at even so, so that damage may be shown, but can't end the process. The
+        manifest and columns are checked once, at first use; these not with "never".
 
     Attributes:
         path: absolute path of the file.
@@ -248,21 +199,24 @@ class Store:
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
         image_dtype: the NumPy type of the images: uint8, uint16 or int16.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
+        places: offset and length of each record in the file, a column too.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
         StoreFormatError: the file is no store, is cut short, or is of a newer format version.
+        ValueError: verify is none of these.
 
     Example:
         >>> store = fastload.Store("db.lmdb")
         >>> len(store), store[0].name, store.columns["label"][0]
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, verify: Verify = "sample") -> None:
+        if verify not in get_args(Verify):
+            raise ValueError(f"verify is {verify!r}; it may be {', '.join(get_args(Verify))}")
         self.path = os.path.abspath(path)
-        self._local = _Local()
-        self._session: _Session | None = None
-        self.manifest = self._read_manifest(self._open())
+        self.verify: Verify = verify
+        self.manifest = _manifest_of(self._file, self.path)
         self._describe()
 
     def _describe(self) -> None:
@@ -277,6 +231,10 @@ class Store:
         self.columns = _Columns(self.path)
         for name, c in self.manifest["columns"].items():
             self.columns[name] = Column(self, name, ColumnSpec(c["dtype"], tuple(c["shape"]), c["rows_per_chunk"]))
+        self.places = self.columns.pop(PLACES)
+        self._chunks: dict[tuple[str, int], npt.NDArray[Any]] = {}
+        self._spans: dict[str, _Span] = {}
+        self._seen: npt.NDArray[np.bool_] | None = None
 
     @property
     def image_channels(self) -> int:
@@ -290,115 +248,135 @@ class Store:
     def __getitem__(self, index: int) -> Record:
         """The record of sample `index`, copied out of the map; checksums are checked."""
         fields = []
-        for field in record.parse(self.view(range(len(self))[index])):
+        for field in self.fields(range(len(self))[index]):
             field.verify()
             fields.append(field._replace(payload=bytes(field.payload), tiles=bytes(field.tiles)))
-        if len(fields) != len(self.field_names):
-            raise StoreFormatError(f"{self.path}: sample {index} has {len(fields)} fields, not {self.field_names}")
         return Record(dict(zip(self.field_names, fields, strict=True)))
 
     def name(self, index: int) -> str:
         """The source's name of sample `index`, even where its image is damaged."""
-        fields = dict(zip(self.field_names, record.parse(self.view(range(len(self))[index])), strict=False))
+        fields = dict(zip(self.field_names, self.fields(range(len(self))[index]), strict=True))
         fields["name"].verify()
         return bytes(fields["name"].payload).decode("utf-8", "surrogateescape")
 
+    def fields(self, index: int) -> list[record.Field]:
+        """The fields of a sample's record, views of the map. index: 0 <= index < len.
+
+        Raises:
+            StoreFormatError, ChecksumError: the record is damaged.
+            ColumnError: so is the column of where the records are.
+        """
+        fields = record.parse(self.view(index), self.verify != "never")
+        if len(fields) != len(self.field_names):
+            names = ", ".join(self.field_names)
+            raise StoreFormatError(f"the record has {len(fields)} fields, too few or many for {names}")
+        return fields
+
     def view(self, index: int) -> memoryview:
         """The bytes of a sample's record, in the map. index: 0 <= index < len."""
-        local = self._local
-        if local.pid != os.getpid():
-            self._begin()
-        try:
-            value = local.get(sample_key(index))
-        except lmdb.Error as error:
-            self._begin()  # a transaction that met a damaged page is of no more use
-            raise StoreError(f"{self.path}: sample {index} can't be read, the store is damaged: {error}") from error
-        if value is None:
-            raise StoreError(f"{self.path}: sample {index} of {len(self)} is missing; the store is damaged")
-        return value
+        offset, length = self.places.view(index).tolist()
+        data = self._file.data
+        if offset + length > len(data):
+            raise StoreError(f"{self.path}: sample {index} of {len(self)} lies outside of the file; it is damaged")
+        return data[offset : offset + length]
+
+    def raw_image(self, index: int) -> npt.NDArray[np.uint8]:
+        """The image of a sample out of the raw column, a view of the map. index: 0 <= index < len.
+
+        Raises:
+            ChecksumError: it is damaged.
+        """
+        image: npt.NDArray[np.uint8] = self.columns["image"].view(index)
+        if self.damaged_images(np.array([index]), image[None]):
+            raise ChecksumError("the pixels differ from what was packed (checksum mismatch)")
+        return image
+
+    def damaged_images(self, indices: npt.NDArray[np.int64], images: npt.NDArray[np.uint8]) -> list[int]:
+        """Of images that were read from the raw column, the places of those that are to be checked and are damaged."""
+        if self.verify == "never":
+            return []
+        places = np.arange(len(indices))
+        if self.verify == "sample":
+            if self._seen is None:
+                self._seen = np.zeros(len(self), bool)
+            places = np.flatnonzero(~self._seen[indices])
+        if not len(places):
+            return []
+        rows = images.reshape(len(images), -1)
+        expected = self.columns["checksum"].gather(indices[places]).tolist()
+        wrong = [p for p, c in zip(places.tolist(), expected, strict=True) if record.checksum(rows[p].data) != c]
+        if self._seen is not None:
+            self._seen[np.delete(indices[places], np.searchsorted(places, wrong))] = True
+        return wrong
 
     def quarantine(self) -> list[dict[str, str]]:
         """What was left out while packing: a list of {"name", "reason"}."""
-        session = self._open()
         left_out: list[dict[str, str]] = []
         try:
-            with session.environment.begin(db=session.meta) as transaction, transaction.cursor() as cursor:
-                found = cursor.set_range(b"quarantine/")
-                while found and cursor.key().startswith(b"quarantine/"):
-                    left_out += [{key: _text(e[key]) for key in ("name", "reason")} for e in json.loads(cursor.value())]
-                    found = cursor.next()
-        except (lmdb.Error, ValueError, TypeError, KeyError, RecursionError) as error:
+            for key in sorted(key for key in self._file.places if key.startswith("quarantine/")):
+                entries = json.loads(_checked(self._file, key, self.path))
+                left_out += [{name: _text(entry[name]) for name in ("name", "reason")} for entry in entries]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise StoreError(f"{self.path}: its quarantine list is damaged: {error}") from error
         return left_out
 
+    def check_trees(self) -> None:
+        """Walk LMDB's trees, which reading has no need of.
+
+        Raises:
+            StoreFormatError: they are damaged, or lead to other places than the table of contents and `places`.
+        """
+        pages = Pages(self._file.data)
+        pages.check()
+        count = 0
+        for rows in pages.numbered(pages.tree(b"samples")):
+            if count + len(rows) > len(self) or (self.places.gather(np.arange(count, count + len(rows))) != rows).any():
+                raise StoreFormatError(f"the tree of the samples leads elsewhere than the table of contents at {count}")
+            count += len(rows)
+        values = {key.decode("utf-8", "replace"): place for key, place in pages.values(pages.tree(b"meta")).items()}
+        if count != len(self) or values != {key: place[:2] for key, place in self._file.places.items()}:
+            raise StoreFormatError("its trees have other entries than the table of contents")
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "manifest": self.manifest}
+        return {"path": self.path, "verify": self.verify, "manifest": self.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path, self.manifest = state["path"], state["manifest"]
-        self._local, self._session = _Local(), None
+        self.__dict__.update(state)
         self._describe()
 
-    def _begin(self) -> None:
-        local = self._local
-        local.session = session = self._open()
-        local.get = session.environment.begin(db=session.samples, buffers=True).get
-        local.pid = session.pid
-
-    def _open(self) -> _Session:
-        """This process's session of the file; opened, after a fork or unpickling opened again, where there is none."""
-        session = self._session
-        if session is not None and session.pid == os.getpid():
-            return session
-        with _sessions_lock:
-            for key, inherited in list(_sessions.items()):
-                if key[0] != os.getpid():
-                    inherited.close()
-                    del _sessions[key]
-            check_file(self.path)
-            status = os.stat(self.path)
-            key = (os.getpid(), status.st_dev, status.st_ino)
-            session = _sessions.get(key)
-            if session is None:
-                session = _sessions[key] = _Session(self.path)
-        expected = getattr(self, "manifest", None)
-        if expected is not None and self._read_manifest(session)["digest"] != expected["digest"]:
+    @functools.cached_property
+    def _file(self) -> toc.MappedFile:
+        """The mapped file; where the store comes out of a pickle, at its first use: so errors reach who uses it."""
+        file = toc.MappedFile(self.path)
+        expected = self.__dict__.get("manifest")
+        if expected is not None and _manifest_of(file, self.path)["digest"] != expected["digest"]:
             raise StoreError(f"{self.path} was replaced by another store while in use; open it again")
-        self._session = session
-        return session
-
-    def _read_manifest(self, session: _Session) -> dict[str, Any]:
-        value = session.get_meta(b"manifest")
-        try:
-            manifest = json.loads(bytes(value or b"null"))
-            version = manifest["format_version"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise StoreFormatError(f"{self.path}: an LMDB file without a fastload manifest; pack it again") from error
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise StoreFormatError(
-                f"{self.path}: format version {version}, this fastload reads up to {FORMAT_VERSION}; "
-                "update with `pip install -U fastload`"
-            )
-        check_manifest(manifest, self.path)
-        return {**_REMARKS, **manifest}
+        return file
 
     def _chunk(self, column: str, chunk: int, spec: ColumnSpec) -> npt.NDArray[Any]:
-        session = self._open()
-        rows = session.chunks.get((column, chunk))
+        rows = self._chunks.get((column, chunk))
         if rows is None:
-            value = session.get_meta(chunk_key(column, chunk))
-            count = min(spec.rows_per_chunk, len(self) - chunk * spec.rows_per_chunk)
-            if value is None or len(value) != count * spec.row_bytes:
-                raise StoreFormatError(f"{self.path}: column {column!r} is cut short; restore the store or pack again")
-            rows = np.frombuffer(value, spec.dtype).reshape(count, *spec.shape)
-            session.chunks[column, chunk] = rows
+            rows = self._chunks[column, chunk] = self._read_chunk(column, chunk, spec)
         return rows
 
+    def _read_chunk(self, column: str, chunk: int, spec: ColumnSpec) -> npt.NDArray[Any]:
+        place = self._file.places.get(chunk_key(column, chunk))
+        count = min(spec.rows_per_chunk, len(self) - chunk * spec.rows_per_chunk)
+        if place is None or place.length != count * spec.row_bytes:
+            raise ColumnError(f"{self.path}: column {column!r} is cut short; restore the store or pack again")
+        if self.verify != "never" and not self._file.is_sound(place):
+            raise ColumnError(
+                f"{self.path}: column {column!r} differs from what was packed (checksum mismatch); restore the store "
+                "from a copy, or pack again"
+            )
+        return np.frombuffer(self._file[place], spec.dtype).reshape(count, *spec.shape)
+
     def _span(self, column: str, spec: ColumnSpec) -> _Span:
-        session = self._open()
-        span = session.spans.get(column)
+        span = self._spans.get(column)
         if span is None:
-            span = session.spans[column] = _Span.of(list(self.columns[column].chunks()), spec.row_bytes)
+            chunks = range(-(-len(self) // spec.rows_per_chunk))
+            span = _Span.of([self._chunk(column, chunk, spec) for chunk in chunks], spec.row_bytes)
+            self._spans[column] = span
         return span
 
 
@@ -411,6 +389,34 @@ class _Columns(dict[str, Column]):
 
     def __missing__(self, name: str) -> Column:
         raise StoreFormatError(f"{self._path}: there is no column {name!r}; the store is damaged")
+
+
+def _manifest_of(file: toc.MappedFile, path: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_checked(file, "manifest", path))
+        version = manifest["format_version"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StoreFormatError(f"{path}: an LMDB file without a fastload manifest; pack it again") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StoreFormatError(
+            f"{path}: format version {version}, this fastload reads up to {FORMAT_VERSION}; "
+            "update with `pip install -U fastload`"
+        )
+    check_manifest(manifest, path)
+    if manifest["count"] * _PLACE_BYTES > len(file.data):
+        raise StoreFormatError(f"{path}: says that it has {manifest['count']} samples, more than fit in; it is damaged")
+    return {**_REMARKS, **manifest}
+
+
+def _checked(file: toc.MappedFile, key: str, path: str) -> bytes:
+    """A value of `meta`. KeyError if there is none."""
+    place = file.places[key]
+    if not file.is_sound(place):
+        raise StoreFormatError(
+            f"{path}: its {key} differs from what was packed (checksum mismatch); restore the store from a copy, or "
+            "pack again"
+        )
+    return bytes(file[place])
 
 
 def _text(value: object) -> str:
@@ -439,6 +445,7 @@ def check_manifest(manifest: dict[str, Any], path: str) -> None:
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
             and all(columns[name]["shape"] == shape for name, shape in _SHAPES.items() if name in columns)
+            and columns[PLACES]["dtype"] == "<u8"
             and all(columns[f"{mask}_{of}"]["shape"] == [] for mask in masks for of in ("max", "checksum"))
             and all(isinstance(manifest.get(name, default), type(default)) for name, default in _REMARKS.items())
             and all(isinstance(name, str) for name in manifest.get("tiles", []))
@@ -512,32 +519,4 @@ def _is_count(value: object, limit: int) -> bool:
 def looks_like_store(path: str) -> bool:
     """Whether a file begins as LMDB's do; it may still be damaged, or of another program."""
     with open(path, "rb") as file:
-        head = file.read(24)
-    return len(head) == 24 and struct.unpack_from("<I", head, 16) == (_META_MAGIC,)
-
-
-def check_file(path: str) -> None:
-    """Refuse what LMDB would crash on: a map that reaches beyond the end of its file is SIGBUS, not an error.
-
-    The layout of the two meta pages is LMDB's own (mdb.c, `MDB_meta`, data version 1, 64-bit).
-    """
-    if os.path.isdir(path):
-        raise StoreFormatError(f"{path} is a folder; a store is one file, made with `fastload pack {path} db.lmdb`")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file; make a store with `fastload pack FOLDER {path}`")
-    if not os.path.isfile(path):
-        raise StoreFormatError(f"{path} is no regular file; a store is one, made with `fastload pack`")
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(512)
-        if len(head) < 152 or struct.unpack_from("<II", head, 16) != (_META_MAGIC, 1):
-            raise StoreFormatError(f"{path}: not a fastload store; make one with `fastload pack FOLDER db.lmdb`")
-        (page_size,) = struct.unpack_from("<I", head, 16 + 24)
-        file.seek(page_size)
-        second = file.read(512)
-    last_page = max(struct.unpack_from("<QQ", meta, 16 + 120)[0] for meta in (head, second) if len(meta) >= 152)
-    needed = (last_page + 1) * page_size
-    if size < needed:
-        raise StoreFormatError(
-            f"{path}: cut short, {size} bytes of {needed}; copy it again from where it came, or pack it again"
-        )
+        return begins_like_lmdb(memoryview(file.read(512)))

@@ -8,8 +8,12 @@ While it grows, the partial store holds each step's piece of every column (`step
 `finish` gathers the pieces into the chunks that `store` describes. Only the images of a raw column, which are large,
 are written as final chunks at once, one per step.
 
-`progress` has a checksum of all that the file holds. Before a pack goes on from a partial file it reads it once and
-compares: LMDB wouldn't notice damage. One that is damaged, or of another source, is started over.
+`progress` has a checksum of all that the file holds. Before a pack goes on from a partial file, and before LMDB sees
+it, its pages are walked and all values compared: LMDB wouldn't notice damage, or would die of it. A file that is
+damaged, or of another source, is started over.
+
+At the end the places of the records become a column, and a table of contents is put behind LMDB's pages (see `toc`).
+Only this module uses lmdb.
 """
 
 from __future__ import annotations
@@ -17,19 +21,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lmdb
 import numpy as np
 import xxhash
 
-from . import record
+from . import record, toc
 from .errors import PackError, StoreFormatError
-from .store import FORMAT_VERSION, ColumnSpec, check_file, chunk_key, sample_key
+from .lmdb_pages import Pages
+from .store import FORMAT_VERSION, PLACES, ColumnSpec, chunk_key, sample_key
 
 _STEP_BYTES = 32 << 20
 
@@ -83,50 +89,20 @@ class StoreWriter:
 
     def _resume(self) -> bool:
         """Open the partial file of an interrupted run and take its progress; False if there is none to go on with."""
-        if not os.path.exists(self.partial):
-            return False
         try:
-            check_file(self.partial)
+            progress = _sound_progress(self.partial)
+            if progress is None or progress["fingerprint"] != self._fingerprint:
+                return False
             self._open()
-            with self._environment.begin() as transaction:
-                if self._take_progress(transaction):
-                    return True
-        except (StoreFormatError, lmdb.Error):
-            pass  # damaged, or never one of ours
-        except OSError as error:
+        except FileNotFoundError:
+            return False
+        except (lmdb.Error, OSError) as error:
             raise self._pack_error(error) from error
-        if hasattr(self, "_environment"):
-            self._environment.close()
-        return False
-
-    def _take_progress(self, transaction: lmdb.Transaction[bytes]) -> bool:
-        """Take over how far an interrupted run came; False if it packed something else, or its file is damaged."""
-        checksum, _, text = (transaction.get(b"progress", db=self._meta) or b"").partition(b" ")
-        if checksum != b"%016x" % record.checksum(text):
-            return False
-        progress = json.loads(text)
-        if progress["fingerprint"] != self._fingerprint:
-            return False
-        if progress["checksum"] != self._checksum_of_all(transaction, progress["count"], progress["step"]):
-            return False
         self.count, self.done, self.quarantined = progress["count"], progress["done"], progress["quarantined"]
         self._step, self._checksum = progress["step"], progress["checksum"]
-        self._complete = transaction.get(b"manifest", db=self._meta) is not None
+        with self._environment.begin() as transaction:
+            self._complete = transaction.get(b"manifest", db=self._meta) is not None
         return True
-
-    def _checksum_of_all(self, transaction: lmdb.Transaction[bytes], count: int, steps: int) -> int:
-        """Read all that the partial file holds: key by key, since LMDB's cursors end the process at a damaged page."""
-        keys = {b"manifest"} | {b"quarantine/%08d" % step for step in range(steps)}
-        for name, spec in self.columns.items():
-            keys |= {self._piece_key(name, step) for step in range(steps)}
-            keys |= {chunk_key(name, chunk) for chunk in range(-(-count // spec.rows_per_chunk))}
-        checksum = 0
-        for database, wanted in ((self._samples, map(sample_key, range(count))), (self._meta, keys)):
-            for key in wanted:
-                value = transaction.get(key, db=database)
-                if value is not None:
-                    checksum ^= _checksum_of(key, value)
-        return checksum
 
     def add(self, fields: Sequence[record.Field], row: Mapping[str, Any]) -> None:
         """Append one sample: its record and its value in each column."""
@@ -181,9 +157,11 @@ class StoreWriter:
             if self._pending or self._left_out or not self._step:
                 self.commit()
             digest = xxhash.xxh3_128()
-            columns = {}
             for name, spec in sorted(self.columns.items()):
-                columns[name] = spec._asdict() | {"checksums": list(self._gather_column(name, spec, digest))}
+                self._gather_column(name, spec, digest)
+            places = ColumnSpec.of("<u8", (2,))
+            self._write_places(places)
+            columns = {name: spec._asdict() for name, spec in {**self.columns, PLACES: places}.items()}
             digest.update(json.dumps([manifest["classes"], manifest["fields"]]).encode())
             whole = {"format_version": FORMAT_VERSION, "count": self.count, "digest": digest.hexdigest(), **manifest}
             whole |= {"columns": columns, "quarantined": self.quarantined}
@@ -196,27 +174,42 @@ class StoreWriter:
         return b"%016x %s" % (record.checksum(text), text)
 
     def _piece_key(self, column: str, step: int) -> bytes:
-        return chunk_key(column, step) if column == "image" else b"step/%08d/%s" % (step, column.encode())
+        return (chunk_key(column, step) if column == "image" else f"step/{step:08d}/{column}").encode()
 
     def _pack_rows(self, column: str, rows: list[Any]) -> bytes:
         spec = self.columns[column]
         return np.asarray(rows, spec.dtype).reshape(len(rows), *spec.shape).tobytes()
 
-    def _gather_column(self, name: str, spec: ColumnSpec, digest: xxhash.xxh3_128) -> Iterator[int]:
-        """Copy a column's pieces into its chunks and give each chunk's checksum."""
-        chunk_bytes = spec.rows_per_chunk * spec.row_bytes
-        rest, chunk = bytearray(), 0
-        for step in range(self._step):
-            with self._environment.begin(db=self._meta) as transaction:
-                rest += transaction.get(self._piece_key(name, step)) or b""
-            while len(rest) >= chunk_bytes or (rest and step == self._step - 1):
-                piece = bytes(rest[:chunk_bytes])
-                del rest[:chunk_bytes]
-                if name != "image":
-                    self._write({chunk_key(name, chunk): piece})
-                digest.update(piece)
-                yield record.checksum(piece)
-                chunk += 1
+    def _gather_column(self, name: str, spec: ColumnSpec, digest: xxhash.xxh3_128) -> None:
+        """Copy a column's pieces into its chunks."""
+        pieces = (self._piece(name, step) for step in range(self._step))
+        for chunk, data in enumerate(_chunked(pieces, spec)):
+            if name != "image":
+                self._write({chunk_key(name, chunk).encode(): data})
+            digest.update(data)
+
+    def _piece(self, column: str, step: int) -> bytes:
+        with self._environment.begin(db=self._meta) as transaction:
+            return transaction.get(self._piece_key(column, step)) or b""
+
+    def _write_places(self, spec: ColumnSpec) -> None:
+        """Write down where the records are: no later commit moves them."""
+        with self._partial_file() as file:
+            pages = Pages(_mapped(file))
+        rows = (rows.astype("<u8").tobytes() for rows in pages.numbered(pages.tree(b"samples")))
+        for chunk, data in enumerate(_chunked(rows, spec)):
+            self._write({chunk_key(PLACES, chunk).encode(): data})
+
+    @contextlib.contextmanager
+    def _partial_file(self) -> Iterator[IO[bytes]]:
+        """The partial file, if it is still the one that LMDB writes to."""
+        try:
+            with open(self.partial, "r+b") as file:
+                if not os.path.samestat(os.fstat(file.fileno()), self._file):
+                    raise PackError(f"{self.partial} was replaced while it was written; is another pack at work there?")
+                yield file
+        except OSError as error:
+            raise self._pack_error(error) from error
 
     def _write(
         self, meta: Mapping[bytes, bytes], samples: Sequence[tuple[bytes, bytes]] = (), drop: bytes | None = None
@@ -256,17 +249,13 @@ class StoreWriter:
         return PackError(f"{self.partial} can't be written: {error}")
 
     def _publish(self) -> None:
-        """Sync the partial file, rename it to its final name, and sync the folder: in this order, for power cuts."""
-        last_page = self._environment.info()["last_pgno"]
-        page_size = self._environment.stat()["psize"]
+        """Add the table of contents, sync, rename, and sync the folder: in this order, for power cuts."""
         self._environment.close()
+        with self._partial_file() as file:
+            toc.append(file, unchecked="column/image/")
+            file.flush()
+            os.fsync(file.fileno())
         try:
-            with open(self.partial, "r+b") as file:
-                if not os.path.samestat(os.fstat(file.fileno()), self._file):
-                    raise PackError(f"{self.partial} was replaced while it was written; is another pack at work there?")
-                if file.seek(0, os.SEEK_END) < (last_page + 1) * page_size:
-                    file.truncate((last_page + 1) * page_size)
-                os.fsync(file.fileno())
             os.replace(self.partial, self.path)
         except OSError as error:
             raise self._pack_error(error) from error
@@ -275,6 +264,47 @@ class StoreWriter:
             with contextlib.suppress(OSError):  # some network file systems have no folder sync
                 os.fsync(folder)
             os.close(folder)
+
+
+def _chunked(pieces: Iterable[bytes], spec: ColumnSpec) -> Iterator[bytes]:
+    """The bytes of a column, in pieces of any length, as its chunks."""
+    size = spec.rows_per_chunk * spec.row_bytes
+    rest = bytearray()
+    for piece in pieces:
+        rest += piece
+        while len(rest) >= size:
+            yield bytes(rest[:size])
+            del rest[:size]
+    if rest:
+        yield bytes(rest)
+
+
+def _mapped(file: IO[bytes]) -> memoryview:
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _sound_progress(path: str) -> dict[str, Any] | None:
+    """The progress in a partial file; None if the file is damaged in any way, or no such file."""
+    try:
+        with open(path, "rb") as file:
+            pages = Pages(_mapped(file))
+        pages.check()
+        meta = pages.values(pages.tree(b"meta"))
+        offset, length = meta.pop(b"progress", (0, 0))
+        own, _, text = bytes(pages.data[offset : offset + length]).partition(b" ")
+        if own != b"%016x" % record.checksum(text):
+            return None
+        progress: dict[str, Any] = json.loads(text)
+        found = count = 0
+        for rows in pages.numbered(pages.tree(b"samples")):
+            for offset, length in rows.tolist():
+                found ^= _checksum_of(sample_key(count), pages.data[offset : offset + length])
+                count += 1
+        for key, (offset, length) in meta.items():
+            found ^= _checksum_of(key, pages.data[offset : offset + length])
+    except (StoreFormatError, ValueError):
+        return None
+    return progress if (found, count) == (progress["checksum"], progress["count"]) else None
 
 
 def _drop_prefix(transaction: lmdb.Transaction[bytes], database: Any, prefix: bytes) -> int:
@@ -288,6 +318,6 @@ def _drop_prefix(transaction: lmdb.Transaction[bytes], database: Any, prefix: by
     return checksum
 
 
-def _checksum_of(key: bytes, value: bytes) -> int:
+def _checksum_of(key: bytes, value: bytes | memoryview) -> int:
     """An entry's part in the checksum of the whole file, which is their exclusive or: it goes as it came."""
     return xxhash.xxh3_64_intdigest(value, seed=xxhash.xxh3_64_intdigest(key))

@@ -133,7 +133,7 @@ def splice(field: Field, box: Box) -> Spliced | None:
     _SIZE.pack_into(header, len(header) - 19 - 5 * components, *size)
     _INTERVAL.pack_into(header, len(header) - 10 - 2 * components, last - first)
     parts: list[bytes | bytearray | memoryview] = [b"\xff\xd8", header]
-    checked = _check(payload, checksums, head, scan)
+    checked = _check(payload, checksums, head, scan) if field.checked else len(payload)
     for row, (begin, end, bit) in enumerate(zip(begins, ends.tolist(), bits, strict=True)):
         if end > checked:
             checked = _check(payload, checksums, max(begin, checked), end)

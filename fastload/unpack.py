@@ -26,7 +26,7 @@ import torch
 
 from . import blocks, decode, headers, record
 from .blocks import Values
-from .errors import ChecksumError, DecodeError, FastloadError, StoreError
+from .errors import DecodeError, FastloadError, StoreError
 from .fields import Spec, restore
 from .member_values import IMAGES, is_known
 from .store import Record, Store
@@ -94,7 +94,7 @@ def unpack(
             try:
                 files.add(_sample(store, index))
             except FastloadError as error:
-                damaged.append(f"sample {index}: {error}")
+                damaged.append(f"{_described(store, index)}: {error}")
     if damaged:
         raise StoreError(
             f"{len(damaged)} of {len(store)} samples are damaged and left out, the others are in {target}; the first "
@@ -107,6 +107,13 @@ def shard_names(target: str | os.PathLike[str], count: int) -> list[str]:
     """The names of so many shards: `out-000000.tar` and so on for `out.tar`."""
     stem = os.fspath(target).removesuffix(".tar")
     return [f"{stem}-{number:06d}.tar" for number in range(count)]
+
+
+def _described(store: Store, index: int) -> str:
+    try:
+        return f"sample {index} ({store.name(index)})"
+    except FastloadError:
+        return f"sample {index}"
 
 
 class _Sample(NamedTuple):
@@ -174,12 +181,8 @@ def _npy(value: np.ndarray[Any, Any] | torch.Tensor) -> bytes:
 
 def _image(store: Store, index: int, fields: Record) -> tuple[bytes, str | None]:
     """The bytes of a sample's image file, and the suffix that it must have now; None: its own."""
-    column = store.columns.get("image")
-    if column is not None:
-        pixels = column[index]
-        if record.checksum(pixels.data) != store.columns["checksum"][index]:
-            raise ChecksumError(f"sample {index} ({fields.name}): the pixels differ from what was packed (checksum)")
-        return _png(pixels), ".png"
+    if "image" in store.columns:
+        return _png(store.raw_image(index)), ".png"
     image = fields["image"]
     if image.codec in (record.RAW, record.BLOCKS):
         try:

@@ -13,6 +13,7 @@ from .blocks import Values
 from .errors import DecodeError
 from .fields import Spec
 from .geometry import Plan
+from .placeholders import placeholder
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -57,7 +58,7 @@ class Value:
             return self._boxes(np.zeros((0, 4), np.float32), [])
         if self.spec.kind == "image":
             return as_type(np.zeros((1, 1, self.spec.channels), np.uint8), self.image_type)
-        return None if self.decoder is not None else fields.placeholder(self.spec)
+        return None if self.decoder is not None else placeholder(self.spec)
 
 
 def packed_type(spec: Spec | None) -> ImageType:

@@ -1,14 +1,15 @@
 """Damaged files: JPEGs, JSON, and any bytes; and what re-cutting a JPEG may do: leave it alone, or keep every pixel.
 
-For a few hundred cases in the tests and for as many as one likes in `tools/fuzz`.
+For a few hundred cases in the tests and for as many as one likes in `tools/fuzz`. And damaged stores.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,14 @@ from jpegs import (
     segment,
 )
 
-from fastload import decode, record, tiles
-from fastload.errors import ChecksumError, DecodeError
+from fastload import decode, record, tiles, toc
+from fastload.errors import ChecksumError, DecodeError, StoreError
 from fastload.geometry import Box
 from fastload.image_fields import tiled
 from fastload.jpeg import Pixels
 from fastload.options import Options
 from fastload.recut import Untouched, recut
+from fastload.store import Store
 
 REMARKS = "re-cut, and libjpeg complains of the original"
 _DHT, _SOS, _DQT, _DRI = 0xC4, 0xDA, 0xDB, 0xDD
@@ -241,9 +243,9 @@ def _changed(random: Random, value: Any, other: Any) -> Any:
     if way == 0:
         del parent[key]
     elif way == 1:
-        parent[key] = copy.deepcopy(source[place])
+        parent[key] = deepcopy(source[place])
     elif way == 2 and isinstance(parent, list):
-        parent.insert(key, copy.deepcopy(parent[key]))
+        parent.insert(key, deepcopy(parent[key]))
     elif way == 3 and isinstance(parent, dict):
         parent[str(place)] = parent.pop(key)
     else:
@@ -252,7 +254,7 @@ def _changed(random: Random, value: Any, other: Any) -> Any:
 
 
 def _odd_value(random: Random) -> Any:
-    return copy.deepcopy(_VALUES[random.integers(len(_VALUES))])
+    return deepcopy(_VALUES[random.integers(len(_VALUES))])
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -274,6 +276,28 @@ def damaged_bytes(random: Random, data: bytes, other: bytes) -> bytes:
 
 
 _BYTE_DAMAGES = (_flip, _overwrite, _drop, _truncate, _repeat, _join)
+
+
+def damaged_store(random: Random, data: bytes, other: bytes) -> bytes:
+    """The store with another value of `meta` (the manifest, a column, ...) in its table, or any bytes of it changed."""
+    if random.random() < 0.5:
+        return damaged_bytes(random, data, other)
+    try:
+        places = toc.read(memoryview(data), "")
+    except (StoreError, ValueError):
+        return damaged_bytes(random, data, other)
+    end = int.from_bytes(data[-32:-24], "little")
+    key = sorted(places)[random.integers(len(places))]
+    value = data[places[key].offset : places[key].offset + places[key].length]
+    value = (damaged_bytes if key.startswith("column") else damaged_json)(random, value, value)
+    places[key] = toc.Place(end, len(value), record.checksum(value))
+    if random.random() < 0.1:
+        places[key] = places[key]._replace(offset=int(random.integers(2 * end)))
+    return data[:end] + value + toc.serialise(places, _transaction(data), end + len(value))
+
+
+def _transaction(data: bytes) -> int:
+    return int(toc.meta_of(memoryview(data)).transaction)
 
 
 def random_box(random: Random, height: int, width: int) -> Box:
@@ -341,3 +365,16 @@ def check_index(field: record.Field, random: Random, count: int = 3) -> None:
                 decode._decode_jpeg(small.data, small.size)
         except (DecodeError, ChecksumError):
             pass
+
+
+def spoil(source: Path, copy: Path, indices: Iterable[int], field: str = "image") -> Path:
+    """A copy of a store in which 20 bytes in the middle of a field of each of these samples are flipped."""
+    store, data = Store(source), source.read_bytes()
+    for index in indices:
+        payload = bytes(store[index][field].payload)
+        assert len(payload) >= 40
+        assert payload in data
+        first, last = payload[: len(payload) // 2], payload[len(payload) // 2 :]
+        data = data.replace(payload, first + bytes(byte ^ 0xFF for byte in last[:20]) + last[20:])
+    copy.write_bytes(data)
+    return copy

@@ -50,8 +50,8 @@ def records() -> Iterator[bytes]:
     yield record.build([arrays.field_of(value) for value in values] + [record.Field(record.TEXT, b'{"x": [1, "y"]}')])
 
 
-def manifests() -> Iterator[bytes]:
-    """Manifests of stores with images and labels, and with fields of many kinds."""
+def stores() -> Iterator[bytes]:
+    """Stores of images and labels, of raw images, and of fields of many kinds."""
     samples = [
         {
             "image": picture(8, 9, seed),
@@ -62,11 +62,20 @@ def manifests() -> Iterator[bytes]:
         }
         for seed in range(2)
     ]
+    pairs = [(picture(8, 8, seed), seed) for seed in range(2)]
     with tempfile.TemporaryDirectory() as folder:
-        pairs = [(picture(8, 8, seed), seed) for seed in range(2)]
-        for number, (dataset, options) in enumerate(((samples, {}), (pairs, {"encode": "raw"}))):
+        for dataset, options in ((samples, {"kinds": {"boxes": "boxes"}}), (pairs, {"encode": "raw"})):
+            path = Path(folder, "db.lmdb")
+            fastload.pack(dataset, path, overwrite=True, **options)
+            yield path.read_bytes()
+
+
+def manifests() -> Iterator[bytes]:
+    """Manifests of such stores."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(stores()):
             path = Path(folder, f"{number}.lmdb")
-            fastload.pack(dataset, path, kinds={"boxes": "boxes"} if not number else None, **options)
+            path.write_bytes(data)
             yield json.dumps(fastload.Store(path).manifest).encode()
 
 

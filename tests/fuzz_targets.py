@@ -41,14 +41,18 @@ from fastload import (
     tar_members,
     tar_shards,
     tiles,
+    toc,
 )
+from fastload.dataset import ImageDataset
 from fastload.errors import FastloadError, SourceError
 from fastload.fields import Schema, Spec
 from fastload.geometry import Box
 from fastload.options import Options
 from fastload.parquet import read_parquet
+from fastload.placeholders import placeholder
 from fastload.prepare import libraries_for_packing
 from fastload.samples import Samples
+from fastload.transforms import CenterCrop
 
 MAX_PIXELS = 1 << 22
 """Of an image. So many take time, and more of them find nothing more."""
@@ -192,9 +196,36 @@ def _manifest(data: bytes) -> None:
     assert {spec.name for spec in schema.specs} == set(fields.leaves(schema.sample))
     for spec in schema.others:
         if spec.kind not in ("image", "boxes"):
-            fields.placeholder(spec)
+            placeholder(spec)
     for column in manifest["columns"].values():
         assert store.ColumnSpec(column["dtype"], tuple(column["shape"]), column["rows_per_chunk"]).row_bytes > 0
+
+
+def _store(data: bytes) -> None:
+    """A store, as a hostile packer writes it: with the right checksums. All that is in it is read, in every way."""
+    path = _file("store", "db.lmdb", _sealed_store(data))
+    found = store.Store(path)
+    _each(
+        found.check_trees,
+        found.quarantine,
+        *(functools.partial(np.asarray, column) for column in found.columns.values()),
+        *(functools.partial(found.__getitem__, index) for index in range(min(4, len(found)))),
+    )
+    for on_error in ("raise", "placeholder"):
+        dataset = ImageDataset(path, CenterCrop(8), on_error=on_error)  # type: ignore[arg-type]
+        _each(lambda dataset=dataset: dataset.__getitems__(list(range(min(4, len(dataset))))))  # type: ignore[misc]
+
+
+def _sealed_store(data: bytes) -> bytes:
+    """The same with the right checksums in its table of contents, if it has one."""
+    start, length = (int.from_bytes(data[at : at + 8], "little") for at in (len(data) - 32, len(data) - 24))
+    try:
+        table = json.loads(data[start : start + length])
+        for place in table["values"].values():
+            place[2] = None if place[2] is None else record.checksum(data[place[0] : place[0] + place[1]])
+        return data[:start] + toc.serialise(table["values"], table["transaction"], start)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return data
 
 
 # ---- images
@@ -335,6 +366,7 @@ def _cifar(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     "record": Target(_record, fuzz_seeds.records),
+    "store": Target(_store, fuzz_seeds.stores, damage.damaged_store),
     "manifest": Target(_manifest, fuzz_seeds.manifests, damage.damaged_json),
     "tiles": Target(_tiles, fuzz_seeds.jpegs, damage.damaged),
     "image": Target(_image, fuzz_seeds.images),

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 import torch
 from anything import picture, same, samples
+from edits import edited
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import given as given_any
 from hypothesis import strategies as st
@@ -723,24 +723,21 @@ def change(path: Path, how: Callable[[dict[str, Any]], Any] | None = None, field
     """Alter a store in place: its manifest, or the last byte of a field of sample 1, whose checksum stays."""
     store = Store(path)
     names = store.field_names
-    copy = path.with_suffix(".copy")  # a process opens a file once
+    copy = path.with_suffix(".copy")  # the store itself is mapped
     shutil.copy(path, copy)
-    with lmdb.open(os.fspath(copy), subdir=False, lock=False, max_dbs=2) as environment:
-        samples_, meta = environment.open_db(b"samples"), environment.open_db(b"meta")
-        with environment.begin(write=True) as transaction:
-            if how is not None:
-                manifest = json.loads(transaction.get(b"manifest", db=meta))
-                text = how(manifest)
-                transaction.put(
-                    b"manifest", text if isinstance(text, bytes) else json.dumps(manifest).encode(), db=meta
-                )
-            if field is not None:
-                key = (1).to_bytes(8, "big")
-                data = bytearray(transaction.get(key, db=samples_))
-                sizes = [len(f.payload) for f in record.parse(bytes(data))]
-                behind = sum(sizes[names.index(field) + 1 :])
-                data[len(data) - behind - 1] ^= 1
-                transaction.put(key, bytes(data), db=samples_)
+    if how is not None:
+        with edited(copy) as transaction:
+            manifest = json.loads(transaction.get(b"manifest"))
+            text = how(manifest)
+            transaction.put(b"manifest", text if isinstance(text, bytes) else json.dumps(manifest).encode())
+    if field is not None:
+        with edited(copy, b"samples") as transaction:
+            key = (1).to_bytes(8, "big")
+            data = bytearray(transaction.get(key))
+            sizes = [len(f.payload) for f in record.parse(bytes(data))]
+            behind = sum(sizes[names.index(field) + 1 :])
+            data[len(data) - behind - 1] ^= 1
+            transaction.put(key, bytes(data))
     os.replace(copy, path)
 
 

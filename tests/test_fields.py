@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from fastload import record
 from fastload.errors import DecodeError, SourceError
 from fastload.fields import (
-    IGNORE_LABEL,
     KINDS,
     Schema,
     Spec,
@@ -30,9 +29,9 @@ from fastload.fields import (
     is_tree,
     learn,
     leaves,
-    placeholder,
     restore,
 )
+from fastload.placeholders import IGNORE_LABEL, placeholder
 from fastload.samples import EncodedImage
 
 

@@ -16,9 +16,9 @@ import fastload
 LAYERS = (
     "errors geometry order record",
     "anonymous_memory samples arrays fields batch buffers jpeg headers tiles huffman huffman_writer recut blocks masks "
-    "boxes store store_writer sources labelme coco pickles small_images label_lists tar_members member_values "
-    "tar_shards parquet arrow_values hub_files dicom dicom_images dicom_values splits workers transforms cache "
-    "failures worker_info",
+    "boxes lmdb_pages toc store store_writer sources labelme coco pickles small_images label_lists tar_members "
+    "member_values tar_shards parquet arrow_values hub_files dicom dicom_images dicom_values splits workers transforms "
+    "cache failures placeholders worker_info",
     "resize decode show pictures",
     "options image_fields",
     "prepare torch_datasets",
@@ -102,8 +102,8 @@ def test_the_sampler_knows_no_store() -> None:
 
 
 def test_one_module_each_knows_lmdb_and_the_jpeg_library() -> None:
-    """store.py alone imports lmdb; jpeg.py alone imports simplejpeg and turbojpeg."""
-    assert importers_of("lmdb") == {"store", "store_writer"}
+    """store_writer.py alone imports lmdb, for readers must not; jpeg.py alone imports simplejpeg and turbojpeg."""
+    assert importers_of("lmdb") == {"store_writer"}
     assert importers_of("simplejpeg") == {"jpeg"}
     assert importers_of("turbojpeg") <= {"jpeg"}
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from edits import edited
 from PIL import Image
 
 import fastload
@@ -151,21 +151,19 @@ def test_the_digest_knows_all_fields(tmp_path: Path, shards: Path, pictures: lis
 
 
 @contextlib.contextmanager
-def edited(path: Path) -> Iterator[tuple[Path, Any]]:
-    """A copy of a store, and a transaction on its samples; the store itself is open here."""
+def edited_copy(path: Path) -> Iterator[tuple[Path, Any]]:
+    """A copy of a store, and a transaction on its samples."""
     copy = path.with_name("edited.lmdb")
     shutil.copy(path, copy)
-    with lmdb.open(str(copy), subdir=False, lock=False, max_dbs=2) as environment:
-        database = environment.open_db(b"samples")
-        with environment.begin(write=True, db=database) as transaction:
-            yield copy, transaction
+    with edited(copy, b"samples") as transaction:
+        yield copy, transaction
 
 
 def test_records_at_each_other_s_place_are_found(tmp_path: Path, pictures: list[npt.NDArray[Any]]) -> None:
     """Two samples of the same picture whose records were exchanged: `verify` knows their texts."""
     samples = {str(i): {"png": png(pictures[0]), "txt": f"text {i}".encode()} for i in range(2)}
     pack(tar(tmp_path / "s.tar", samples), tmp_path / "db.lmdb")
-    with edited(tmp_path / "db.lmdb") as (path, samples_of):
+    with edited_copy(tmp_path / "db.lmdb") as (path, samples_of):
         records = [samples_of.get(sample_key(i)) for i in range(2)]
         for i in range(2):
             samples_of.put(sample_key(i), records[1 - i])
@@ -184,7 +182,7 @@ def test_a_damaged_record_costs_its_sample_alone(
         for i, p in enumerate(pictures)
     }
     pack(tar(tmp_path / "s.tar", samples), tmp_path / "db.lmdb")
-    with edited(tmp_path / "db.lmdb") as (path, samples_of):
+    with edited_copy(tmp_path / "db.lmdb") as (path, samples_of):
         broken = bytearray(samples_of.get(sample_key(4)))
         broken[20] ^= 1
         samples_of.put(sample_key(4), bytes(broken))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import lmdb
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from edits import edited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpegs import small_tiles
@@ -1077,12 +1077,10 @@ def test_masks_are_verified_and_unpacked(tmp_path: Path) -> None:
         assert mask.tolist() == expected.tolist()
     swapped = tmp_path / "swapped.lmdb"
     swapped.write_bytes(first.read_bytes())
-    with lmdb.open(str(swapped), subdir=False, lock=False, max_dbs=2) as environment:
-        samples = environment.open_db(b"samples")
-        with environment.begin(write=True, db=samples) as transaction:
-            keys = [(i).to_bytes(8, "big") for i in range(2)]
-            fields = [record.parse(bytes(transaction.get(key))) for key in keys]
-            transaction.put(keys[0], record.build([fields[0][0], fields[1][1], fields[0][2]]))
+    with edited(swapped, b"samples") as transaction:
+        keys = [(i).to_bytes(8, "big") for i in range(2)]
+        fields = [record.parse(bytes(transaction.get(key))) for key in keys]
+        transaction.put(keys[0], record.build([fields[0][0], fields[1][1], fields[0][2]]))
     (damage,) = verify(swapped).damaged
     assert (damage.index, damage.reason) == (0, "its mask is not the one that was packed at this place")
 

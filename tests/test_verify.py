@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import picture
+from edits import edited
 from PIL import Image
 
 import fastload
@@ -159,10 +161,11 @@ def test_a_damaged_record_beside_a_raw_column(raw_store_path: Path, tmp_path: Pa
 
 def test_a_column_that_is_cut_short_is_listed(store_path: Path, tmp_path: Path) -> None:
     """A chunk of which the manifest expects more rows than there are is damage of the column, not an exception."""
-    spec = b'"label": {"dtype": "<i8"'
-    assert spec in store_path.read_bytes()
-    longer = store_path.read_bytes().replace(spec, b'"label": {"dtype": "<i4"')
-    (tmp_path / "damaged.lmdb").write_bytes(longer)
+    shutil.copy(store_path, tmp_path / "damaged.lmdb")
+    with edited(tmp_path / "damaged.lmdb") as transaction:
+        spec, manifest = b'"label": {"dtype": "<i8"', transaction.get(b"manifest")
+        assert spec in manifest
+        transaction.put(b"manifest", manifest.replace(spec, b'"label": {"dtype": "<i4"'))
     damage = only(verify(tmp_path / "damaged.lmdb"))
     assert (damage.index, damage.name) == (None, "label")
     assert "cut short" in damage.reason
