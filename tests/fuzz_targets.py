@@ -52,7 +52,7 @@ from fastload.parquet import read_parquet
 from fastload.placeholders import placeholder
 from fastload.prepare import libraries_for_packing
 from fastload.samples import Samples
-from fastload.transforms import CenterCrop
+from fastload.transforms import CenterCrop, RandomResizedCrop
 
 MAX_PIXELS = 1 << 22
 """Of an image. So many take time, and more of them find nothing more."""
@@ -211,9 +211,9 @@ def _store(data: bytes) -> None:
         *(functools.partial(np.asarray, column) for column in found.columns.values()),
         *(functools.partial(found.__getitem__, index) for index in range(min(4, len(found)))),
     )
-    for on_error in ("raise", "placeholder"):
-        dataset = ImageDataset(path, CenterCrop(8), on_error=on_error)  # type: ignore[arg-type]
-        _each(lambda dataset=dataset: dataset.__getitems__(list(range(min(4, len(dataset))))))  # type: ignore[misc]
+    crops = (None, None) if found.schema.image is None else (RandomResizedCrop(8), CenterCrop(8))
+    datasets = [ImageDataset(path, crops[0], on_error="raise"), ImageDataset(path, crops[1], return_valid=True)]
+    _each(*(functools.partial(dataset.__getitems__, range(min(4, len(found)))) for dataset in datasets))
 
 
 def _sealed_store(data: bytes) -> bytes:
