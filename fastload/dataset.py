@@ -461,20 +461,24 @@ class ImageDataset(Dataset[Any]):
         image: Values | record.Field | None = None
         if "image" in self.store.columns:
             image = self.store.raw_image(index)
+            self._check_size(image.shape[:2], size)
         elif cache is not None:
             image = cache.get(index)
         if image is None:
-            image = self._image_field((fields or self.store.fields(index))[0], size)
+            image = (fields or self.store.fields(index))[0]
+            self._check_size(upright_size((image.height, image.width), image.orientation), size)
             if cache is not None:
                 image = decode.upright(image)
                 cache.put(index, image)
         orientation = image.orientation if isinstance(image, record.Field) else 1
         decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
 
-    def _image_field(self, field: record.Field, size: Size) -> record.Field:
-        if upright_size((field.height, field.width), field.orientation) != size:
-            raise StoreError(f"the record says {field.width} x {field.height} pixels, the size column {size[::-1]}")
-        return field
+    def _check_size(self, found: Size, size: Size) -> None:
+        if found != size:
+            raise StoreError(
+                f"the image has {found[1]} x {found[0]} pixels, the size column says {size[1]} x {size[0]}; the store "
+                "is damaged"
+            )
 
     def _name_of(self, index: int) -> str:
         try:

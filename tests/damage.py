@@ -1,13 +1,16 @@
-"""Damaged JPEGs, and what re-cutting them may do: leave them alone, or keep every pixel. Nothing else.
+"""Damaged files: JPEGs, JSON, and any bytes; and what re-cutting a JPEG may do: leave it alone, or keep every pixel.
 
-For a few hundred cases in the tests and for as many as one likes in `tools/fuzz_tiles`. And damaged stores.
+For a few hundred cases in the tests and for as many as one likes in `tools/fuzz`. And damaged stores.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jpegs import (
@@ -25,8 +28,8 @@ from jpegs import (
     segment,
 )
 
-from fastload import decode, record, tiles
-from fastload.errors import ChecksumError, DecodeError
+from fastload import decode, record, tiles, toc
+from fastload.errors import ChecksumError, DecodeError, StoreError
 from fastload.geometry import Box
 from fastload.image_fields import tiled
 from fastload.jpeg import Pixels
@@ -210,6 +213,91 @@ _DAMAGES: tuple[Callable[[Random, bytes, bytes], bytes], ...] = (
     *(_flip, _flip, _overwrite, _insert, _drop, _truncate, _repeat, _join),
     *(_rearrange, _rearrange, _field, _field, _bogus_table, _more_scans),
 )
+
+
+_VALUES: tuple[Any, ...] = (
+    *(None, True, 0, 1, -1, 255, 1 << 16, 1 << 31, 1 << 63, -(1 << 63), 10**400, 0.5, -0.0, 1e300, float("nan")),
+    *(float("inf"), "", "\0", "\ud800", "../x", "a.png", "image", "x" * 5000, [], {}, [[]], [0, 0], {"id": 0}),
+)
+
+
+def damaged_json(random: Random, data: bytes, other: bytes) -> bytes:
+    """The JSON with one to three values changed, dropped, doubled or exchanged; what is none as any other bytes."""
+    try:
+        value, lent = json.loads(data), json.loads(other)
+        for _ in range(int(random.choice([1, 1, 2, 3]))):
+            value = _changed(random, value, lent)
+        return json.dumps(value).encode()
+    except (ValueError, RecursionError):
+        return damaged_bytes(random, data, other)
+
+
+def _changed(random: Random, value: Any, other: Any) -> Any:
+    """The value, changed in place somewhere within, or another one."""
+    places = _places(value)
+    if not places:
+        return _odd_value(random)
+    parent, key = places[random.integers(len(places))]
+    source, place = (lent := _places(other) or places)[random.integers(len(lent))]
+    way = random.integers(5)
+    if way == 0:
+        del parent[key]
+    elif way == 1:
+        parent[key] = deepcopy(source[place])
+    elif way == 2 and isinstance(parent, list):
+        parent.insert(key, deepcopy(parent[key]))
+    elif way == 3 and isinstance(parent, dict):
+        parent[str(place)] = parent.pop(key)
+    else:
+        parent[key] = _odd_value(random)
+    return value
+
+
+def _odd_value(random: Random) -> Any:
+    return deepcopy(_VALUES[random.integers(len(_VALUES))])
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every list or dict within a value, with each index or key that it has."""
+    found, left = [], [value]
+    while left:
+        parent = left.pop()
+        keys = list(parent) if isinstance(parent, dict) else range(len(parent)) if isinstance(parent, list) else ()
+        found += [(parent, key) for key in keys]
+        left += [parent[key] for key in keys]
+    return found
+
+
+def damaged_bytes(random: Random, data: bytes, other: bytes) -> bytes:
+    """Any file with one to four things wrong with it."""
+    for _ in range(int(random.integers(1, 5))):
+        data = _BYTE_DAMAGES[random.integers(len(_BYTE_DAMAGES))](random, data, other) or b"\0"
+    return data
+
+
+_BYTE_DAMAGES = (_flip, _overwrite, _drop, _truncate, _repeat, _join)
+
+
+def damaged_store(random: Random, data: bytes, other: bytes) -> bytes:
+    """The store with another value of `meta` (the manifest, a column, ...) in its table, or any bytes of it changed."""
+    if random.random() < 0.5:
+        return damaged_bytes(random, data, other)
+    try:
+        places = toc.read(memoryview(data), "")
+    except (StoreError, ValueError):
+        return damaged_bytes(random, data, other)
+    end = int.from_bytes(data[-32:-24], "little")
+    key = sorted(places)[random.integers(len(places))]
+    value = data[places[key].offset : places[key].offset + places[key].length]
+    value = (damaged_bytes if key.startswith("column") else damaged_json)(random, value, value)
+    places[key] = toc.Place(end, len(value), record.checksum(value))
+    if random.random() < 0.1:
+        places[key] = places[key]._replace(offset=int(random.integers(2 * end)))
+    return data[:end] + value + toc.serialise(places, _transaction(data), end + len(value))
+
+
+def _transaction(data: bytes) -> int:
+    return int(toc.meta_of(memoryview(data)).transaction)
 
 
 def random_box(random: Random, height: int, width: int) -> Box:
