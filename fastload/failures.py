@@ -90,10 +90,10 @@ class Failures(Mapping[int, str]):
                 table.failed[page, place] = True
             table.settle(page)
             count = int(table.counts.sum())
-            last = new and count >= max(_LOGGED, 2 * int(table.logged[0]))
-            if last:
+            doubled = new and count >= max(_LOGGED, 2 * int(table.logged[0]))
+            if doubled:
                 table.logged[0] = count
-        if last:
+        if doubled:
             _log.warning(
                 "sample %d: %s. That makes %d failed samples; from here on, one is logged each time that their number "
                 "has doubled, and dataset.failures lists all",
