@@ -34,11 +34,13 @@ import fastload
 from fastload import DataLoader, DevicePrefetcher, ImageDataset
 from fastload.transforms import CenterCrop, Compose, RandomCrop, RandomHorizontalFlip, RandomResizedCrop
 
+FORKED = {"worker_type": "process", "multiprocessing_context": "fork"}
+"""Others than forked ones take seconds to start."""
 WORKERS: dict[str, dict[str, Any]] = {
     "no workers": {},
     "threads": {"num_workers": 2, "worker_type": "thread"},
-    "processes": {"num_workers": 2, "worker_type": "process"},
-    "processes of threads": {"num_workers": 1, "worker_type": "process", "threads_per_worker": 2},
+    "processes": {"num_workers": 2, **FORKED},
+    "processes of threads": {"num_workers": 1, "threads_per_worker": 2, **FORKED},
 }
 BATCH = 5
 PATIENCE = 15.0
@@ -294,11 +296,11 @@ class Residents:
 
     def __init__(self, stores: Stores) -> None:
         self._loaders = []
-        for workers, options in WORKERS.items():
-            spawned = {"multiprocessing_context": "spawn"} if workers.startswith("processes") else {}
+        for options in WORKERS.values():
+            spawned = {"multiprocessing_context": "spawn"} if "multiprocessing_context" in options else {}
             dataset = ImageDataset(stores.photos, _CROPS)
             self._loaders.append(
-                DataLoader(dataset, BATCH, shuffle=True, persistent_workers=bool(options), **options, **spawned)
+                DataLoader(dataset, BATCH, shuffle=True, persistent_workers=bool(options), **options | spawned)
             )
 
     def use(self, lives: Lives) -> None:
