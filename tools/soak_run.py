@@ -51,6 +51,12 @@ def soak(minutes: float, seed: int, record: Path | None) -> int:
     logging.getLogger("fastload").setLevel(logging.ERROR)  # damaged samples are meant to be there
     warnings.filterwarnings("ignore", "This DataLoader will create")
     warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+    facts = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "machine": machine(),
+        "versions": versions(),
+        "command": f"tools/soak --minutes {minutes:g} --seed {seed}",
+    }
     with tempfile.TemporaryDirectory(prefix="fastload-soak-") as folder:
         stores = make_stores(Path(folder))
         lives = Lives(stores, np.random.default_rng(seed))
@@ -59,7 +65,8 @@ def soak(minutes: float, seed: int, record: Path | None) -> int:
     grew = [name for name, counter in found.items() if counter["growth"] > MOST_GROWTH]
     _print(found, lives, compared, seed)
     if record is not None:
-        record.write_text(json.dumps(_record(minutes, seed, lives, compared, series, found, grew), indent=1) + "\n")
+        lived = _lived(lives, compared) | {"held": found, "grew": grew, "series": series[:: -(-len(series) // _POINTS)]}
+        record.write_text(json.dumps(facts | lived, indent=1) + "\n")
     if grew:
         print(f"tools/soak: grew by more than {MOST_GROWTH:.0%}: {', '.join(grew)}", file=sys.stderr)
     return int(bool(grew))
@@ -127,23 +134,11 @@ def _endings(lives: Lives) -> dict[str, dict[str, int]]:
     return {workers: {ending: totals[workers, ending] for ending in ENDINGS} for workers in WORKERS}
 
 
-def _record(
-    minutes: float,
-    seed: int,
-    lives: Lives,
-    compared: int,
-    series: list[dict[str, float]],
-    found: dict[str, dict[str, float]],
-    grew: list[str],
-) -> dict[str, Any]:
+def _lived(lives: Lives, compared: int) -> dict[str, Any]:
     data: Counter[str] = Counter()
     for (_, name, _), count in lives.counts.items():
         data[name] += count
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "machine": machine(),
-        "versions": versions(),
-        "command": f"tools/soak --minutes {minutes:g} --seed {seed}",
         "loaders": lives.loaders,
         "epochs": lives.epochs,
         "batches": lives.batches,
@@ -152,7 +147,4 @@ def _record(
         "endings": _endings(lives),
         "data": dict(sorted(data.items())),
         "outcomes": dict(lives.outcomes.most_common()),
-        "held": found,
-        "grew": grew,
-        "series": series[:: -(-len(series) // _POINTS)],
     }
