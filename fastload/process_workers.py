@@ -80,6 +80,8 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
+        if first_iter:
+            self._start_feeding()
         self._ctrl_c.release()  # all workers are known now, and can be ended
         if self._worker_pids_set:
             torch._C._remove_worker_pids(id(self))  # see `_heard`
@@ -107,6 +109,12 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             self._try_put_index()
             if self._send_idx == before:
                 break
+
+    def _start_feeding(self) -> None:
+        """Start the threads of the queues of indices, which Ctrl-C would leave behind if it came in between."""
+        for indices in self._index_queues:
+            with indices._notempty:
+                indices._start_thread()
 
     def _try_put_index(self) -> None:
         if self._resumed is not None:
