@@ -16,7 +16,8 @@ slot stands behind all that the consumer had enqueued, and the thread waits for 
 What all of this obeys: the thread never refers to the iterator, so that one that is dropped (`break`, an exception,
 Ctrl-C) is collected and stops its thread. The loader's iterator is made in the caller's thread (where torch's
 DataLoader installs its signal handler), when the first batch is asked for: some training loops call `iter` long before,
-and choose the epoch after it. After that the thread alone uses and closes it.
+and choose the epoch after it. After that the thread alone uses and closes it. With persistent workers there is one
+iterator for all passes: it stays open, and a later pass ends the thread of one that is under way.
 
 Costs: a copy in host memory for batches that aren't pinned; up to 5 s in `close` while the loader is inside a slow
 batch; and a loader that works in this process (`num_workers=0`) draws from torch's global generator at moments that

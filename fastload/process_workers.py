@@ -82,10 +82,10 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         """Begin the next pass; the work on it may have begun already."""
         if first_iter:
             self._start_feeding()
-        self._ctrl_c.release()  # all workers are known now, and can be ended
         if self._worker_pids_set:
             torch._C._remove_worker_pids(id(self))  # see `_heard`
             self._worker_pids_set = False
+        self._ctrl_c.release()  # all workers are known now, and can be ended
         complete = self._ahead is not None and self._rcvd_idx >= self._first_of_ahead
         if self._ahead is not None and not complete:
             self._passes.forget()
