@@ -16,7 +16,8 @@ slot stands behind all that the consumer had enqueued, and the thread waits for 
 What all of this obeys: the thread never refers to the iterator, so that one that is dropped (`break`, an exception,
 Ctrl-C) is collected and stops its thread. The loader's iterator is made in the caller's thread (where torch's
 DataLoader installs its signal handler), when the first batch is asked for: some training loops call `iter` long before,
-and choose the epoch after it. After that the thread alone uses and closes it.
+and choose the epoch after it. After that the thread alone uses and closes it. With persistent workers there is one
+iterator for all passes: it stays open, and a later pass ends the thread of one that is under way.
 
 Costs: a copy in host memory for batches that aren't pinned; up to 5 s in `close` while the loader is inside a slow
 batch; and a loader that works in this process (`num_workers=0`) draws from torch's global generator at moments that
@@ -44,6 +45,7 @@ T = TypeVar("T")
 _THREAD_NAME = "fastload-prefetch"
 _WAIT_SECONDS = 1.0  # an untimed wait ignores Ctrl-C on Windows, and would outlast a thread that died
 _JOIN_SECONDS = 5.0
+_OVERTAKEN = "ended by a later pass over the same persistent workers; finish one first, or leave them out"
 
 
 class DevicePrefetcher(Generic[T]):
@@ -101,6 +103,7 @@ class DevicePrefetcher(Generic[T]):
         self.buffers = buffers
         self.device = _resolve(device)
         self._place = _Place()
+        self._kept: _Link | None = None
         # One stream for all iterators: the allocator keeps memory per stream, and each new one would add to it.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -116,14 +119,28 @@ class DevicePrefetcher(Generic[T]):
         """Begin a pass over the loader, in a thread of its own."""
         if self._stream is not None:  # what fills a loader's tensors on the device comes before their use
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        kept = getattr(self.loader, "persistent_workers", False)
+        if kept:
+            self._take_over(link)
         source = iter(self.loader)
         state_of = getattr(self.loader, "progress" if hasattr(self.loader, "with_failures") else "state_dict", None)
         self._place = _Place(state_of and state_of())
         link.thread = threading.Thread(
-            target=_produce, args=(source, self._prepare, self._stream, state_of, link), name=_THREAD_NAME, daemon=True
+            target=_produce,
+            args=(source, self._prepare, self._stream, state_of, link, kept),
+            name=_THREAD_NAME,
+            daemon=True,
         )
         link.thread.start()
         return self._place
+
+    def _take_over(self, link: _Link) -> None:
+        """Have the loader's iterator, of which there is one for all passes, to ourselves."""
+        before, self._kept = self._kept, link
+        if before is not None and before.thread is not None and before.thread.is_alive():
+            _stop(before, RuntimeError(_OVERTAKEN))
+            while before.thread.is_alive():  # in a slow batch, for which the workers have to be waited anyway
+                before.thread.join(_WAIT_SECONDS)
 
     def __len__(self) -> int:
         return len(cast(Sized, self.loader))
@@ -274,8 +291,12 @@ def _produce(
     stream: torch.cuda.Stream | None,
     state_of: Callable[[], dict[str, Any]] | None,
     link: _Link,
+    kept: bool,
 ) -> None:
-    """Fetch and prepare a batch for each slot until the loader ends or fails or the link is closed: the thread."""
+    """Fetch and prepare a batch for each slot until the loader ends or fails or the link is closed: the thread.
+
+    kept: whether the loader keeps its iterator, and the workers with it.
+    """
     held: deque[T] = deque()  # host batches with copies out of them under way
     try:
         if stream is not None:
@@ -299,12 +320,15 @@ def _produce(
         if stream is not None:
             stream.synchronize()
         held.clear()
-        if hasattr(source, "close"):
+        if hasattr(source, "close") and not kept:
             source.close()
 
 
-def _stop(link: _Link) -> None:
-    """End the thread and drop what it fetched; called once, by `close`, the collector or the interpreter's exit."""
+def _stop(link: _Link, last: Exception | None = None) -> None:
+    """End the thread and drop what it fetched: for `close`, the collector, the interpreter's exit or a later pass.
+
+    last: what is raised where the next batch is asked for, instead of StopIteration.
+    """
     link.closed = True
     link.slots.put(None)
     thread = link.thread
@@ -313,7 +337,7 @@ def _stop(link: _Link) -> None:
     with contextlib.suppress(queue.Empty):
         while True:
             link.ready.get_nowait()
-    link.ready.put((StopIteration(), None))  # for a consumer that waits while another thread closes
+    link.ready.put((last or StopIteration(), None))  # for a consumer that waits while another thread closes
 
 
 def _map_tensors(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:

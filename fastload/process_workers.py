@@ -8,7 +8,8 @@ signals, order, time-outs, pinning and shutdown are torch's. What is added stand
 - batches are decoded straight into shared memory, and go to the consumer without a copy; no file in /dev/shm is needed;
 - what can't be pickled comes out as an error, where torch's loader would wait for ever;
 - a worker's death is an error that says who died, of what, and over which batch; then all others are ended too;
-- workers that are no longer needed get a second to finish what is in their hands.
+- workers that are no longer needed get a second to finish what is in their hands;
+- workers whose main program was killed end within seconds, be it in the middle of a sample.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Iterator
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -41,6 +43,8 @@ from .passes import Pass, Passes
 from .reading import Reader, here
 from .workers import PATIENCE, Context, Crew, Task
 
+_WATCH_SECONDS = 1.0  # between two looks whether the main program still runs
+
 
 class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
     """One pass over a loader with process workers, or one after another where they are persistent."""
@@ -55,6 +59,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         self._advice = _advice(loader)
         self._workers: list[Any] = []
         self._index_queues: list[Any] = []
+        self._owner = os.getpid()
         self._shutdown = True  # until torch's constructor says otherwise
         self._ctrl_c = _CtrlC()
         view = View(
@@ -75,10 +80,12 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
-        self._ctrl_c.release()  # all workers are known now, and can be ended
+        if first_iter:
+            self._start_feeding()
         if self._worker_pids_set:
             torch._C._remove_worker_pids(id(self))  # see `_heard`
             self._worker_pids_set = False
+        self._ctrl_c.release()  # all workers are known now, and can be ended
         complete = self._ahead is not None and self._rcvd_idx >= self._first_of_ahead
         if self._ahead is not None and not complete:
             self._passes.forget()
@@ -90,7 +97,11 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             self._readers.clear()
             self._resumed: Pass | None = begun
             self._index_sampler: Any = begun  # torch takes iter() of it: that is this pass
-            super()._reset(loader, first_iter)
+            try:
+                super()._reset(loader, first_iter)
+            except BaseException:  # Ctrl-C while workers are asked to begin anew: their answers would come later
+                self._abort()
+                raise
             self._index_sampler = self._passes
             return
         while len(self._task_info) < self._prefetch_factor * self._num_workers:
@@ -98,6 +109,12 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             self._try_put_index()
             if self._send_idx == before:
                 break
+
+    def _start_feeding(self) -> None:
+        """Start the threads of the queues of indices, which Ctrl-C would leave behind if it came in between."""
+        for indices in self._index_queues:
+            with indices._notempty:
+                indices._start_thread()
 
     def _try_put_index(self) -> None:
         if self._resumed is not None:
@@ -171,6 +188,10 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             self._end_workers()
 
     def _shutdown_workers(self) -> None:
+        if os.getpid() != self._owner:  # a fork's copy of an iterator: its workers are another's
+            return
+        if not hasattr(self, "_workers_done_event"):  # Ctrl-C came before there was anything to end
+            return
         if not self._shutdown:
             self._workers_status = [True] * len(self._workers)  # torch tells only those to end that still have work
             self._task_info: dict[int, Any] = {}
@@ -188,7 +209,8 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         """End those that still live: a signal lets them leave no shared memory behind, unless they are stuck."""
         for worker in self._workers:
             if worker.exitcode is None:
-                os.kill(worker.pid, signal.SIGINT)
+                with contextlib.suppress(ProcessLookupError):  # another thread is about to note its end
+                    os.kill(worker.pid, signal.SIGINT)
         self._wait_for_workers()
         for worker in self._workers:
             worker.kill()
@@ -200,7 +222,10 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _verdict(self, error: Exception) -> str:
         """What became of the workers: who died, of what, or is stuck, and over which batch. Ends them all."""
-        wait([worker.sentinel for worker in self._workers], timeout=0.1)  # for the news to be true
+        dying = wait([worker.sentinel for worker in self._workers], timeout=0.1)  # for the news to be true
+        for worker in self._workers:
+            if worker.sentinel in dying:  # its files are closed; a moment later it is dead
+                worker.join(PATIENCE)
         words = [str(error).strip()]
         timed_out = words[0].startswith("DataLoader timed out")
         if not words[0].startswith(("DataLoader", "Pin memory")):
@@ -309,7 +334,7 @@ def _run(loop: Any, args: tuple[Any, ...], threads: int | None) -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # runs between two instructions, and without a word
     anonymous_memory.install()
     Context.memory = "shared"
-    main_program = ManagerWatchdog()
+    threading.Thread(target=_end_with_main_program, name="fastload-watch", daemon=True).start()
     bound = inspect.signature(loop).bind(*args)
     given = bound.arguments
     results = given["data_queue"]
@@ -322,8 +347,19 @@ def _run(loop: Any, args: tuple[Any, ...], threads: int | None) -> None:
         given["index_queue"], given["init_fn"] = batches, functools.partial(batches.start, given["init_fn"])
         with contextlib.closing(batches):
             loop(*bound.args)
-    if not main_program.is_alive():  # nobody empties the pipe: don't wait until it takes what is left
-        results.cancel_join_thread()
+
+
+def _end_with_main_program() -> None:
+    """End this process when the main program is gone, whatever it is busy with or waits for.
+
+    A pipe from it tells at once, and even of an end before this began; but where processes are forked, those that were
+    forked later hold the pipe open too.
+    """
+    main_program, watchdog = parent_process(), ManagerWatchdog()
+    assert main_program is not None
+    while watchdog.is_alive() and not wait([main_program.sentinel], _WATCH_SECONDS):
+        pass
+    os._exit(1)
 
 
 class _OpeningQueue:

@@ -877,6 +877,11 @@ LIVES = {
         print("ready", flush=True)
         time.sleep(60)
         """,
+    "in a sample": """
+        iterator = iter(loader_of(Sleeper(0, 60), **kind))
+        print("ready", flush=True)
+        time.sleep(60)
+        """,
 }
 
 
@@ -886,15 +891,69 @@ def megabytes(samples: Any) -> Any:
 
 
 def test_workers_end_when_the_main_program_is_killed(run: Any) -> None:
-    """Idle ones, and such as can't get rid of their batches, notice within ten seconds or so."""
-    programs = [run(life, kind=kind) for life in LIVES.values() for kind in (PROCESSES, HYBRID)]
+    """Within seconds: idle ones, such as can't get rid of their batches, or are in a sample, or have hardly begun."""
+    hardly_begun = {"multiprocessing_context": "spawn", "num_workers": 1}  # and the tracker of multiprocessing
+    kinds = [(PROCESSES, LIVES), (HYBRID, LIVES), (HYBRID | hardly_begun, ["in a sample"])]
+    programs = [run(LIVES[life], kind=kind) for kind, lives in kinds for life in lives]
     for program in programs:
         program.said("ready")
         assert soon(lambda of=program: len(of.processes()) == 3)
     time.sleep(0.3)
     for program in programs:
         os.kill(program.pid, signal.SIGKILL)
-    assert soon(lambda: not any(program.processes() for program in programs), 20), [p.processes() for p in programs]
+    assert soon(lambda: not any(program.processes() for program in programs), 15), [p.processes() for p in programs]
+
+
+@every_process
+def test_a_forks_copy_of_an_iterator_is_none_of_its_business(run: Any, kind: Any) -> None:
+    """It goes without a word, and the workers of the program that made it work on."""
+    program = run(COPY, kind=kind)
+    assert soon(program.ended, 20)
+    assert (program.out.read_text(), program.err.read_text()) == (f"{BATCHES - 1} batches more\n", "")
+
+
+COPY = """
+iterator = iter(loader_of(Faulty(), persistent_workers=True, **kind))
+next(iterator)
+if os.fork() == 0:
+    del iterator
+    gc.collect()
+    os._exit(0)
+os.wait()
+print(len(list(iterator)), "batches more")
+"""
+
+
+@every_process
+def test_ctrl_c_while_workers_begin_anew(kind: Any) -> None:
+    """What they answer to the epoch that never began is not taken for batches of the next one."""
+    loader = loader_of(Sleeper(8, 0.5), persistent_workers=True, **kind)
+    next(iter(loader))
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            iter(loader)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    loader.dataset.seconds = 0
+    assert_works(loader)
+    drop(loader)
+
+
+class NoSemaphores(type(multiprocessing.get_context("fork"))):  # type: ignore[misc]
+    """A system that has none left."""
+
+    def Event(self) -> Any:  # noqa: N802, multiprocessing's name
+        raise OSError("no more semaphores")
+
+
+def test_an_iterator_that_could_not_be_made() -> None:
+    """The error is the user's, and nothing else is said when the iterator goes."""
+    with pytest.raises(OSError, match="no more semaphores"):
+        iter(loader_of(Faulty(), multiprocessing_context=NoSemaphores(), **PROCESSES))
+    gc.collect()
 
 
 @every_kind

@@ -21,8 +21,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered import Numbers
 from torch.utils.data import DataLoader, Dataset
 
+import fastload
 from fastload import prefetch, transforms
 from fastload.prefetch import DevicePrefetcher
 from fastload.transforms import normalize
@@ -287,6 +289,38 @@ def test_stock_dataloader(workers: int) -> None:
         assert_same([list(batch) for batch in prefetcher], expected)
     next(iter(prefetcher))  # and again after an epoch that was cut short
     assert_same([list(batch) for batch in prefetcher], expected)
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_persistent_workers_stay(kind: Any) -> None:
+    """They outlive epochs, whole ones and such as are left in the middle, and go with the loader."""
+    loader = fastload.DataLoader(Numbers(), 5, num_workers=2, worker_type=kind, persistent_workers=True)
+    prefetcher = DevicePrefetcher(loader, "cpu")
+    first = [batch.tolist() for batch in prefetcher]
+    workers = loader._iterator._workers
+    assert len(workers) == 2
+    next(iter(prefetcher))
+    assert [batch.tolist() for batch in prefetcher] == first
+    assert [worker.name for worker in loader._iterator._workers] == [worker.name for worker in workers]
+    assert all(worker.is_alive() for worker in workers)
+    del loader, prefetcher
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_passes_over_the_same_persistent_workers(kind: Any) -> None:
+    """There is one iterator for all of them: a later pass ends one that is under way, which says so."""
+    loader = fastload.DataLoader(Numbers(), 5, num_workers=2, worker_type=kind, persistent_workers=True)
+    prefetcher = DevicePrefetcher(loader, "cpu")
+    first, second, third = (iter(prefetcher) for _ in range(3))
+    next(first)
+    next(second)
+    with pytest.raises(RuntimeError, match="ended by a later pass over the same persistent workers"):
+        next(first)
+    assert [batch.tolist() for batch in second] == [batch.tolist() for batch in loader][1:]
+    assert next(third).tolist() == [0, 1, 2, 3, 4]
+    assert list(first) == list(second) == []
 
 
 def test_len_and_epoch_are_the_loaders() -> None:
