@@ -301,7 +301,7 @@ class ImageDataset(Dataset[Any]):
         Scaled by the DCT, or by luma alone, a JPEG has others than its RGB pixels at full size would give.
         """
         if "image" in self.store.columns:
-            return self.store.raw_image(index)
+            return self._raw_image(index, size)
         return self._image_field(self.store.fields(index)[0], size)
 
     def show(self, indices: Sequence[int] | None = None, *, columns: int = 8) -> PIL.Image.Image:
@@ -460,25 +460,25 @@ class ImageDataset(Dataset[Any]):
         cache = self.cache
         image: Values | record.Field | None = None
         if "image" in self.store.columns:
-            image = self.store.raw_image(index)
-            self._check_size(image.shape[:2], size)
+            image = self._raw_image(index, size)
         elif cache is not None:
             image = cache.get(index)
         if image is None:
-            image = (fields or self.store.fields(index))[0]
-            self._check_size(upright_size((image.height, image.width), image.orientation), size)
+            image = self._image_field((fields or self.store.fields(index))[0], size)
             if cache is not None:
                 image = decode.upright(image)
                 cache.put(index, image)
         orientation = image.orientation if isinstance(image, record.Field) else 1
         decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
 
-    def _check_size(self, found: Size, size: Size) -> None:
-        if found != size:
-            raise StoreError(
-                f"the image has {found[1]} x {found[0]} pixels, the size column says {size[1]} x {size[0]}; the store "
-                "is damaged"
-            )
+    def _raw_image(self, index: int, size: Size) -> Values:
+        image = self.store.raw_image(index)
+        _check_size(image.shape[:2], size)
+        return image
+
+    def _image_field(self, field: record.Field, size: Size) -> record.Field:
+        _check_size(upright_size((field.height, field.width), field.orientation), size)
+        return field
 
     def _name_of(self, index: int) -> str:
         try:
@@ -693,6 +693,14 @@ class Reading:
         raise TooManyFailures(
             f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
             "run `fastload verify --decode` on the store"
+        )
+
+
+def _check_size(found: tuple[int, ...], size: Size) -> None:
+    if found != size:
+        raise StoreError(
+            f"the image has {found[1]} x {found[0]} pixels, the size column says {size[1]} x {size[0]}; the store is "
+            "damaged"
         )
 
 
