@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 import fastload
 from fastload import ImageCache, ImageDataset, Store, record, tiles
-from fastload.errors import ChecksumError, DecodeError, StoreError, TooManyFailures
+from fastload.errors import ChecksumError, ColumnError, DecodeError, StoreError, TooManyFailures
 from fastload.geometry import Box
 from fastload.transforms import CenterCrop, Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
@@ -950,6 +950,16 @@ def test_a_record_that_lies_about_its_size_is_an_error(store_path: Path, tmp_pat
             ImageDataset(path, on_error="raise")[BAD]
         assert isinstance(caught.value.__cause__, cause)
         assert ImageDataset(path, Resize((8, 8))).__getitems__([4, BAD]).labels.tolist() == [1, -100]
+
+
+def test_a_size_of_nothing_is_an_error(store_path: Path, tmp_path: Path) -> None:
+    """No transform can plan a crop of it; the column is at fault, whatever its checksum says."""
+    sizes = np.asarray(Store(store_path).columns["size"])
+    wrong = sizes.copy()
+    wrong[BAD, 1] = 0
+    path = patched(store_path, tmp_path / "zero.lmdb", {sizes.tobytes(): wrong.tobytes()})
+    with pytest.raises(ColumnError, match="column 'size' has an image without pixels"):
+        ImageDataset(path, RandomResizedCrop(8))[BAD]
 
 
 def test_a_damaged_head_is_an_error_of_its_sample(store_path: Path, tmp_path: Path) -> None:
