@@ -364,7 +364,8 @@ class ImageDataset(Dataset[Any]):
         own, batched = type(self).__getitem__, type(self).__getitems__
         if own is not ImageDataset.__getitem__ and batched is ImageDataset.__getitems__:
             return [self[index] for index in indices]
-        return self._load(indices)
+        batch = self._load(indices)
+        return [*batch] if isinstance(self._sample, str) else batch  # bare pictures: torch stacks lists alone
 
     @property
     def reads_whole_batches(self) -> bool:

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, assume, settings
 from hypothesis import given as given_any
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 import fastload
@@ -990,3 +991,14 @@ def test_make_loader_says_what_it_takes() -> None:
     """A dataset that isn't packed is none of it."""
     with pytest.raises(TypeError, match=r"make_loader takes a store or an ImageDataset, got a list; fastload\.pack"):
         fastload.make_loader([1, 2], 4, train=True)  # type: ignore[arg-type]
+
+
+def test_bare_pictures_are_stacked_by_any_loader(tmp_path: Path) -> None:
+    """Samples that are pictures and nothing else: torch's own collate function stacks lists of tensors alone."""
+    pictures = [np.full((8, 9, 3), shade, np.uint8) for shade in range(6)]
+    pack(pictures, tmp_path / "db.lmdb")
+    dataset = ImageDataset(tmp_path / "db.lmdb", image_type="tensor")
+    for loader in (TorchLoader, DataLoader):
+        for workers in (0, 1):
+            batches = torch.cat(list(loader(dataset, batch_size=4, num_workers=workers)))
+            assert batches.permute(0, 2, 3, 1).numpy().tolist() == np.stack(pictures).tolist()
