@@ -36,7 +36,6 @@ import itertools
 import json
 import math
 import os
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,26 +45,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import record, toc
-from .boxes import Format as BoxFormat
+from . import manifest, record, toc
 from .errors import ChecksumError, ColumnError, StoreError, StoreFormatError
-from .fields import KINDS, TYPES, Schema, is_tree, leaves
+from .fields import Schema
 from .lmdb_pages import Pages, begins_like_lmdb
+from .manifest import PLACES
 
-FORMAT_VERSION = 1
 COLUMN_CHUNK = 64 << 20
 
 Verify = Literal["never", "sample", "always"]
-PLACES = "record"
-"""The column of where the records are: offset and length, 8 bytes each."""
-_PLACE_BYTES = 16
 
-_REMARKS: dict[str, Any] = {"source": "", "options": {}, "tiles": [], "created": "", "quarantined": 0}
-"""What a manifest says that reading samples does not rely on, where it does not say it."""
-_COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
-_SHAPES = {PLACES: [2], "size": [2], "bytes": [], "checksum": [], "tiles": [], "others_checksum": []}
-_FIELD_DTYPE = re.compile(r"|\|[biu]1|<[iu][248]|<f[248]|u?int(8|16)")
 sample_key = struct.Struct(">Q").pack
 
 
@@ -216,7 +205,7 @@ class Store:
             raise ValueError(f"verify is {verify!r}; it may be {', '.join(get_args(Verify))}")
         self.path = os.path.abspath(path)
         self.verify: Verify = verify
-        self.manifest = _manifest_of(self._file, self.path)
+        self.manifest = self._read_manifest(self._file)
         self._describe()
 
     def _describe(self) -> None:
@@ -349,9 +338,16 @@ class Store:
         """The mapped file; where the store comes out of a pickle, at its first use: so errors reach who uses it."""
         file = toc.MappedFile(self.path)
         expected = self.__dict__.get("manifest")
-        if expected is not None and _manifest_of(file, self.path)["digest"] != expected["digest"]:
+        if expected is not None and self._read_manifest(file)["digest"] != expected["digest"]:
             raise StoreError(f"{self.path} was replaced by another store while in use; open it again")
         return file
+
+    def _read_manifest(self, file: toc.MappedFile) -> dict[str, Any]:
+        try:
+            data = _checked(file, "manifest", self.path)
+        except KeyError as error:
+            raise StoreFormatError(f"{self.path}: an LMDB file without a fastload manifest; pack it again") from error
+        return manifest.parse(data, self.path, len(file.data))
 
     def _chunk(self, column: str, chunk: int, spec: ColumnSpec) -> npt.NDArray[Any]:
         rows = self._chunks.get((column, chunk))
@@ -391,23 +387,6 @@ class _Columns(dict[str, Column]):
         raise StoreFormatError(f"{self._path}: there is no column {name!r}; the store is damaged")
 
 
-def _manifest_of(file: toc.MappedFile, path: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(_checked(file, "manifest", path))
-        version = manifest["format_version"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise StoreFormatError(f"{path}: an LMDB file without a fastload manifest; pack it again") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise StoreFormatError(
-            f"{path}: format version {version}, this fastload reads up to {FORMAT_VERSION}; "
-            "update with `pip install -U fastload`"
-        )
-    check_manifest(manifest, path)
-    if manifest["count"] * _PLACE_BYTES > len(file.data):
-        raise StoreFormatError(f"{path}: says that it has {manifest['count']} samples, more than fit in; it is damaged")
-    return {**_REMARKS, **manifest}
-
-
 def _checked(file: toc.MappedFile, key: str, path: str) -> bytes:
     """A value of `meta`. KeyError if there is none."""
     place = file.places[key]
@@ -423,97 +402,6 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.100} is no text")
     return value
-
-
-def check_manifest(manifest: dict[str, Any], path: str) -> None:
-    """Raise StoreFormatError unless a manifest has the members that reading relies on, of sane types."""
-    try:
-        fields, columns, classes = manifest["fields"], manifest["columns"], manifest["classes"]
-        masks = [field["name"] for field in fields if field["kind"] == "mask"]
-        names = {field["name"] for field in fields}
-        sane = (
-            _is_count(manifest["count"], 1 << 48)
-            and isinstance(manifest["digest"], str)
-            and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
-            and isinstance(fields, list)
-            and all(_is_field(field, columns) for field in fields)
-            and (not any(_is_other(field) for field in fields) or "others_checksum" in columns)
-            and len(names) == len(fields)
-            and all(field["kind"] == "image" for field in fields if field["name"] == "image")
-            and _is_sample(manifest.get("sample", "image"), {"label"} | names - {"name"})
-            and (not masks or any(field["name"] == "image" and field["kind"] == "image" for field in fields))
-            and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
-            and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
-            and all(columns[name]["shape"] == shape for name, shape in _SHAPES.items() if name in columns)
-            and columns[PLACES]["dtype"] == "<u8"
-            and all(columns[f"{mask}_{of}"]["shape"] == [] for mask in masks for of in ("max", "checksum"))
-            and all(isinstance(manifest.get(name, default), type(default)) for name, default in _REMARKS.items())
-            and all(isinstance(name, str) for name in manifest.get("tiles", []))
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error
-    if not sane:
-        raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
-
-
-def _is_sample(node: object, names: set[str]) -> bool:
-    """Whether it is a tree over these fields that has any."""
-    return is_tree(node, names) and next(leaves(node), None) is not None  # type: ignore[arg-type]
-
-
-def _is_field(field: dict[str, Any], columns: dict[str, Any]) -> bool:
-    shape, column = field.get("shape", []), field.get("column")
-    in_column = field["kind"] in ("integer", "real", "vector")
-    return (
-        field["in"] in ("record", "column")
-        and isinstance(field["name"], str)
-        and field["kind"] in KINDS
-        and field.get("type", "") in TYPES
-        and (
-            _is_image(field) if field["kind"] == "image" else _FIELD_DTYPE.fullmatch(field.get("dtype", "")) is not None
-        )
-        and (column is None or (field["in"] == "column" and column in columns))
-        and (field["in"] == "record" or in_column or field["name"] == "image")
-        and (not in_column or (column is not None and _fits(field, columns[column])))
-        and isinstance(shape, list)
-        and all(_is_count(n, 1 << 32) for n in shape)
-        and _is_count(field.get("fill", 0), 1 << 16)
-        and field.get("format", "") in ("", *get_args(BoxFormat))
-    )
-
-
-def _fits(field: dict[str, Any], column: dict[str, Any]) -> bool:
-    """Whether a column has rows as its field says; a label is signed, for -100 is one."""
-    type_, dtype, is_label = field.get("type", ""), field.get("dtype", ""), field["column"] == "label"
-    if column["shape"] != field.get("shape", []):
-        return False
-    if type_ in ("scalar", "numpy", "tensor"):
-        return dtype != "" and (not is_label or np.dtype(dtype).kind in "if")
-    return type_ in ("int", "bool", "float") or (type_ == "" and is_label)
-
-
-def _is_image(field: dict[str, Any]) -> bool:
-    """Whether a field of images is of 8 bits, or lies in the records; with sane channels."""
-    dtype, channels = field.get("dtype", ""), field.get("channels", 3)
-    deep = dtype in ("uint16", "int16") and field["in"] == "record"
-    return (dtype in ("", "uint8") or deep) and type(channels) is int and channels in (1, 3)
-
-
-def _is_other(field: dict[str, Any]) -> bool:
-    """Whether a field lies in the record, and is neither the image, nor a mask, nor the name."""
-    return field["in"] == "record" and field["kind"] != "mask" and field["name"] not in ("image", "name")
-
-
-def _is_column(spec: dict[str, Any]) -> bool:
-    dtype, shape, rows = spec["dtype"], spec["shape"], spec["rows_per_chunk"]
-    if not (isinstance(dtype, str) and _COLUMN_DTYPE.fullmatch(dtype) and isinstance(shape, list) and len(shape) <= 16):
-        return False
-    sizes = all(_is_count(n, 1 << 32) and n > 0 for n in (*shape, rows))
-    return sizes and np.dtype(dtype).itemsize * math.prod(shape) < 1 << 32
-
-
-def _is_count(value: object, limit: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
 
 
 def looks_like_store(path: str) -> bool:

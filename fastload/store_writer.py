@@ -35,7 +35,8 @@ import xxhash
 from . import record, toc
 from .errors import PackError, StoreFormatError
 from .lmdb_pages import Pages
-from .store import FORMAT_VERSION, PLACES, ColumnSpec, chunk_key, sample_key
+from .manifest import FORMAT_VERSION, PLACES
+from .store import ColumnSpec, chunk_key, sample_key
 
 _STEP_BYTES = 32 << 20
 

@@ -11,7 +11,8 @@ from . import blocks, decode, record
 from .doctor import usable_cores
 from .errors import ChecksumError, ColumnError, DecodeError, FastloadError, StoreError, StoreFormatError
 from .geometry import upright_size
-from .store import PLACES, Column, Record, Store
+from .manifest import PLACES
+from .store import Column, Record, Store
 from .values import Value
 from .workers import ordered_map
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from fastload import toc
 from fastload.lmdb_pages import Pages
-from fastload.store import PLACES, chunk_key
+from fastload.manifest import PLACES
+from fastload.store import chunk_key
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ from fastload.dataset import ImageDataset
 from fastload.errors import FastloadError, SourceError
 from fastload.fields import Schema, Spec
 from fastload.geometry import Box
+from fastload.manifest import check as check_manifest
 from fastload.options import Options
 from fastload.parquet import read_parquet
 from fastload.placeholders import placeholder
@@ -191,7 +192,7 @@ def _manifest(data: bytes) -> None:
         return
     if not isinstance(manifest, dict):
         return
-    store.check_manifest(manifest, "db.lmdb")
+    check_manifest(manifest, "db.lmdb")
     schema = Schema.of_manifest(manifest)
     assert {spec.name for spec in schema.specs} == set(fields.leaves(schema.sample))
     for spec in schema.others:
