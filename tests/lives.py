@@ -377,19 +377,31 @@ def held() -> dict[str, int]:
     """
     _wait_for_the_ending()
     gc.collect()
-    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    shared = Path("/dev/shm")
+    tree, shared = _tree(), Path("/dev/shm")
     return {
-        "resident": sum(process.memory_info().rss for process in tree),
-        "own": sum(map(_own_memory, tree)),
+        "resident": _sum(tree, lambda process: process.memory_info().rss),
+        "own": _sum(tree, _own_memory),
         "objects": len(gc.get_objects()),
         "blocks": sys.getallocatedblocks(),
-        "threads": sum(process.num_threads() for process in tree),
-        "files": sum(process.num_fds() for process in tree),
-        "mappings": sum(map(_mapped_files, tree)),
+        "threads": _sum(tree, psutil.Process.num_threads),
+        "files": _sum(tree, psutil.Process.num_fds),
+        "mappings": _sum(tree, _mapped_files),
         "processes": len(tree),
         "shared": len(os.listdir(shared)) if shared.is_dir() else 0,
     }
+
+
+def _tree() -> list[psutil.Process]:
+    return [psutil.Process(), *psutil.Process().children(recursive=True)]
+
+
+def _sum(tree: list[psutil.Process], count: Callable[[psutil.Process], int]) -> int:
+    """The count of all processes but those that have ended meanwhile."""
+    total = 0
+    for process in tree:
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            total += count(process)
+    return total
 
 
 def _wait_for_the_ending() -> None:
@@ -397,8 +409,8 @@ def _wait_for_the_ending() -> None:
     deadline, before = time.monotonic() + PATIENCE, None
     while time.monotonic() < deadline:
         gc.collect()
-        tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        now = [(process.pid, process.num_threads(), process.num_fds()) for process in tree]
+        tree = _tree()
+        now = tree, _sum(tree, psutil.Process.num_threads), _sum(tree, psutil.Process.num_fds)
         if now == before:
             return
         before = now
@@ -408,10 +420,10 @@ def _wait_for_the_ending() -> None:
 def _own_memory(process: psutil.Process) -> int:
     try:
         rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    except FileNotFoundError:  # not Linux
+    except FileNotFoundError:  # not Linux, or it has ended
         return int(process.memory_full_info().uss)
     sizes = dict(line.split()[:2] for line in rollup.splitlines()[1:])
-    return 1024 * (int(sizes["Pss_Anon:"]) + int(sizes["Pss_Shmem:"]))
+    return 1024 * (int(sizes.get("Pss_Anon:", 0)) + int(sizes.get("Pss_Shmem:", 0)))
 
 
 def _mapped_files(process: psutil.Process) -> int:
