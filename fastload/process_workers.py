@@ -49,7 +49,10 @@ _WATCH_SECONDS = 1.0  # between two looks whether the main program still runs
 class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
     """One pass over a loader with process workers, or one after another where they are persistent."""
 
+    _owner: int | None = None
+
     def __init__(self, loader: Any) -> None:
+        self._owner = os.getpid()
         self._passes: Passes = loader._index_sampler
         self._ahead: Pass | None = None
         self._numbers: dict[int, int] = {}
@@ -59,7 +62,6 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         self._advice = _advice(loader)
         self._workers: list[Any] = []
         self._index_queues: list[Any] = []
-        self._owner = os.getpid()
         self._shutdown = True  # until torch's constructor says otherwise
         self._ctrl_c = _CtrlC()
         view = View(

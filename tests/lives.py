@@ -12,13 +12,14 @@ import concurrent.futures
 import contextlib
 import gc
 import itertools
+import linecache
 import multiprocessing
 import os
 import random as process_random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,11 +127,11 @@ class Lives:
     """Loaders of random kinds that are used and left in random ways, one after another.
 
     Attributes: `counts` says how often (workers, data, ending) was lived through, `outcomes` what came of it;
-    `loaders`, `epochs`, `batches` and `samples` how many there were.
+    `loaders`, `epochs`, `batches` and `samples` how many there were. endings: the ways of `ENDINGS`; all by default.
     """
 
-    def __init__(self, stores: Stores, random: np.random.Generator) -> None:
-        self._stores, self._random = stores, random
+    def __init__(self, stores: Stores, random: np.random.Generator, endings: Iterable[str] = ()) -> None:
+        self._stores, self._random, self._endings = stores, random, list(endings or ENDINGS)
         self.counts: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.loaders = self.epochs = self.batches = self.samples = 0
@@ -142,7 +143,7 @@ class Lives:
         made = self._made(workers, data)
         self.loaders += 1
         for _ in range(self._random.integers(1, 5)):
-            ending = self._choose(ENDINGS)
+            ending = self._choose(self._endings)
             self.counts[workers, data, ending] += 1
             self.outcomes[self._outcome(ENDINGS[ending], made)] += 1
 
@@ -376,6 +377,7 @@ def held() -> dict[str, int]:
     `blocks` are those of the main process's Python; `shared` counts the files in /dev/shm.
     """
     _wait_for_the_ending()
+    linecache.clearcache()  # the sources of what tracebacks told
     gc.collect()
     tree, shared = _tree(), Path("/dev/shm")
     return {
