@@ -82,6 +82,13 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
+        try:
+            self._begin(loader, first_iter)
+        except BaseException:  # Ctrl-C: what was asked of workers, and what they will answer, is not known any more
+            self._abort()
+            raise
+
+    def _begin(self, loader: Any, first_iter: bool) -> None:
         if first_iter:
             self._start_feeding()
         if self._worker_pids_set:
@@ -99,11 +106,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             self._readers.clear()
             self._resumed: Pass | None = begun
             self._index_sampler: Any = begun  # torch takes iter() of it: that is this pass
-            try:
-                super()._reset(loader, first_iter)
-            except BaseException:  # Ctrl-C while workers are asked to begin anew: their answers would come later
-                self._abort()
-                raise
+            super()._reset(loader, first_iter)
             self._index_sampler = self._passes
             return
         while len(self._task_info) < self._prefetch_factor * self._num_workers:
