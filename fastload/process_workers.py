@@ -49,7 +49,10 @@ _WATCH_SECONDS = 1.0  # between two looks whether the main program still runs
 class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
     """One pass over a loader with process workers, or one after another where they are persistent."""
 
+    _owner: int | None = None
+
     def __init__(self, loader: Any) -> None:
+        self._owner = os.getpid()
         self._passes: Passes = loader._index_sampler
         self._ahead: Pass | None = None
         self._numbers: dict[int, int] = {}
@@ -59,7 +62,6 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         self._advice = _advice(loader)
         self._workers: list[Any] = []
         self._index_queues: list[Any] = []
-        self._owner = os.getpid()
         self._shutdown = True  # until torch's constructor says otherwise
         self._ctrl_c = _CtrlC()
         view = View(
@@ -80,6 +82,13 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
+        try:
+            self._begin(loader, first_iter)
+        except BaseException:  # Ctrl-C: what was asked of workers, and what they will answer, is not known any more
+            self._abort()
+            raise
+
+    def _begin(self, loader: Any, first_iter: bool) -> None:
         if first_iter:
             self._start_feeding()
         if self._worker_pids_set:
@@ -97,11 +106,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             self._readers.clear()
             self._resumed: Pass | None = begun
             self._index_sampler: Any = begun  # torch takes iter() of it: that is this pass
-            try:
-                super()._reset(loader, first_iter)
-            except BaseException:  # Ctrl-C while workers are asked to begin anew: their answers would come later
-                self._abort()
-                raise
+            super()._reset(loader, first_iter)
             self._index_sampler = self._passes
             return
         while len(self._task_info) < self._prefetch_factor * self._num_workers:

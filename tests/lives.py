@@ -12,13 +12,14 @@ import concurrent.futures
 import contextlib
 import gc
 import itertools
+import linecache
 import multiprocessing
 import os
 import random as process_random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,11 +127,11 @@ class Lives:
     """Loaders of random kinds that are used and left in random ways, one after another.
 
     Attributes: `counts` says how often (workers, data, ending) was lived through, `outcomes` what came of it;
-    `loaders`, `epochs`, `batches` and `samples` how many there were.
+    `loaders`, `epochs`, `batches` and `samples` how many there were. endings: the ways of `ENDINGS`; all by default.
     """
 
-    def __init__(self, stores: Stores, random: np.random.Generator) -> None:
-        self._stores, self._random = stores, random
+    def __init__(self, stores: Stores, random: np.random.Generator, endings: Iterable[str] = ()) -> None:
+        self._stores, self._random, self._endings = stores, random, list(endings or ENDINGS)
         self.counts: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.loaders = self.epochs = self.batches = self.samples = 0
@@ -142,7 +143,7 @@ class Lives:
         made = self._made(workers, data)
         self.loaders += 1
         for _ in range(self._random.integers(1, 5)):
-            ending = self._choose(ENDINGS)
+            ending = self._choose(self._endings)
             self.counts[workers, data, ending] += 1
             self.outcomes[self._outcome(ENDINGS[ending], made)] += 1
 
@@ -376,20 +377,33 @@ def held() -> dict[str, int]:
     `blocks` are those of the main process's Python; `shared` counts the files in /dev/shm.
     """
     _wait_for_the_ending()
+    linecache.clearcache()  # the sources of what tracebacks told
     gc.collect()
-    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    shared = Path("/dev/shm")
+    tree, shared = _tree(), Path("/dev/shm")
     return {
-        "resident": sum(process.memory_info().rss for process in tree),
-        "own": sum(map(_own_memory, tree)),
+        "resident": _sum(tree, lambda process: process.memory_info().rss),
+        "own": _sum(tree, _own_memory),
         "objects": len(gc.get_objects()),
         "blocks": sys.getallocatedblocks(),
-        "threads": sum(process.num_threads() for process in tree),
-        "files": sum(process.num_fds() for process in tree),
-        "mappings": sum(map(_mapped_files, tree)),
+        "threads": _sum(tree, psutil.Process.num_threads),
+        "files": _sum(tree, psutil.Process.num_fds),
+        "mappings": _sum(tree, _mapped_files),
         "processes": len(tree),
         "shared": len(os.listdir(shared)) if shared.is_dir() else 0,
     }
+
+
+def _tree() -> list[psutil.Process]:
+    return [psutil.Process(), *psutil.Process().children(recursive=True)]
+
+
+def _sum(tree: list[psutil.Process], count: Callable[[psutil.Process], int]) -> int:
+    """The count of all processes but those that have ended meanwhile."""
+    total = 0
+    for process in tree:
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            total += count(process)
+    return total
 
 
 def _wait_for_the_ending() -> None:
@@ -397,8 +411,8 @@ def _wait_for_the_ending() -> None:
     deadline, before = time.monotonic() + PATIENCE, None
     while time.monotonic() < deadline:
         gc.collect()
-        tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        now = [(process.pid, process.num_threads(), process.num_fds()) for process in tree]
+        tree = _tree()
+        now = tree, _sum(tree, psutil.Process.num_threads), _sum(tree, psutil.Process.num_fds)
         if now == before:
             return
         before = now
@@ -408,10 +422,10 @@ def _wait_for_the_ending() -> None:
 def _own_memory(process: psutil.Process) -> int:
     try:
         rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    except FileNotFoundError:  # not Linux
+    except FileNotFoundError:  # not Linux, or it has ended
         return int(process.memory_full_info().uss)
     sizes = dict(line.split()[:2] for line in rollup.splitlines()[1:])
-    return 1024 * (int(sizes["Pss_Anon:"]) + int(sizes["Pss_Shmem:"]))
+    return 1024 * (int(sizes.get("Pss_Anon:", 0)) + int(sizes.get("Pss_Shmem:", 0)))
 
 
 def _mapped_files(process: psutil.Process) -> int:

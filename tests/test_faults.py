@@ -942,6 +942,25 @@ def test_ctrl_c_while_workers_begin_anew(kind: Any) -> None:
     drop(loader)
 
 
+@every_process
+def test_ctrl_c_while_queues_start_their_threads(kind: Any) -> None:
+    """Python's queues forget a thread that was not quite started; none stays."""
+
+    def interrupt(*_: Any) -> None:
+        sys.setprofile(None)
+        if threading.current_thread().name == "QueueFeederThread":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.setprofile(interrupt)  # called in each new thread, while the one that starts it still waits for it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            iter(loader_of(Faulty(), **kind))
+    finally:
+        threading.setprofile(None)
+    gc.collect()
+    assert soon(lambda: "QueueFeederThread" not in [thread.name for thread in threading.enumerate()])
+
+
 class NoSemaphores(type(multiprocessing.get_context("fork"))):  # type: ignore[misc]
     """A system that has none left."""
 

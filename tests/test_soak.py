@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from lives import Lives, Stores, held, make_stores, read_beside_a_pack
+from lives import ENDINGS, PATIENCE, Lives, Stores, held, make_stores, read_beside_a_pack
 
 import fastload
 
@@ -18,7 +19,9 @@ pytestmark = [
 ]
 
 WARM_UP, LIVES = 20, 25
-EXACT = ("processes", "threads", "files", "mappings")
+ALLOWED = {"processes": 0, "threads": 0, "files": 0, "mappings": 0, "objects": 10 * LIVES, "blocks": 50 * LIVES}
+SIGNALS = {"Ctrl-C anywhere", "killed worker"}
+"""They may come while an object goes, where Python can only print them: for `tools/soak` and `test_faults`."""
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +34,25 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").glob("torch_*"))
 
 
+def grown(before: dict[str, int]) -> dict[str, int]:
+    """What is held beyond what was held before, and beyond what may be."""
+    growth = {name: count - before[name] for name, count in held().items()}
+    return {name: growth[name] for name, most in ALLOWED.items() if growth[name] > most}
+
+
 def test_loaders_leave_nothing(stores: Stores) -> None:
     """Not a thread, a process, an open or a mapped file, nor shared memory; and of Python's objects next to none."""
-    lives = Lives(stores, np.random.default_rng(20261121))
+    lives = Lives(stores, np.random.default_rng(20261121), endings=sorted(ENDINGS.keys() - SIGNALS))
     list(fastload.make_loader(stores.raw, 5, train=True, device="cpu", device_resident=True))  # for what NumPy imports
     for _ in range(WARM_UP):
         lives.live()
     before, shared = held(), shared_memory()
     for _ in range(LIVES):
         lives.live()
-    after = held()
-    assert {name: after[name] - before[name] for name in EXACT if after[name] > before[name]} == {}
-    assert after["objects"] - before["objects"] < 10 * LIVES
-    assert after["blocks"] - before["blocks"] < 50 * LIVES
+    deadline = time.monotonic() + PATIENCE
+    while grown(before) and time.monotonic() < deadline:  # some may still be about to go
+        time.sleep(0.5)
+    assert grown(before) == {}
     assert not shared_memory() - shared
     assert lives.loaders == WARM_UP + LIVES < lives.samples
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import faulthandler
 import json
 import logging
+import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from contest import machine, versions  # type: ignore[import-not-found]  # of bench/
 from lives import (  # type: ignore[import-not-found]  # of tests/
     ENDINGS,
@@ -75,20 +79,31 @@ def soak(minutes: float, seed: int, record: Path | None) -> int:
 def _live(lives: Lives, stores: Stores, minutes: float) -> tuple[list[dict[str, float]], int]:
     """Live until the time is over; returns what was held, with its minute, and how many samples were compared."""
     residents = Residents(stores)
+    faulthandler.register(signal.SIGUSR1)
     series: list[dict[str, float]] = []
     started, compared = time.monotonic(), 0
     while time.monotonic() < started + 60 * minutes or len(series) < FEWEST:
-        faulthandler.dump_traceback_later(STUCK, exit=True)
+        stuck = threading.Timer(STUCK, _give_up)
+        stuck.start()
         for _ in range(LIVES):
             lives.live()
         residents.use(lives)
         if len(series) % COUNTS == 0:
             compared += read_beside_a_pack(stores, rounds=2)
+        stuck.cancel()
         series.append({"minute": round((time.monotonic() - started) / 60, 2), **held()})
         if len(series) % COUNTS == 1:
             print(f"{series[-1]['minute']:6.1f} min  {lives.loaders} loaders, {lives.epochs} epochs", flush=True)
-    faulthandler.cancel_dump_traceback_later()
     return series, compared
+
+
+def _give_up() -> None:
+    """End the run, and tell where this process and the forked workers stand."""
+    for process in psutil.Process().children(recursive=True):
+        process.send_signal(signal.SIGUSR1)
+    time.sleep(2)
+    faulthandler.dump_traceback()
+    os._exit(1)
 
 
 def _judged(series: list[dict[str, float]]) -> dict[str, dict[str, float]]:
