@@ -451,7 +451,10 @@ class ImageDataset(Dataset[Any]):
     def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
         if not self._has_images:
             return [(0, 0)] * len(indices)
-        return [(height, width) for height, width in self.store.columns["size"].gather(indices).tolist()]
+        sizes = self.store.columns["size"].gather(indices)
+        if not sizes.all():
+            raise ColumnError(f"{self.store.path}: column 'size' has images without pixels; the store is damaged")
+        return [(height, width) for height, width in sizes.tolist()]
 
     def _draw(
         self, index: int, size: Size, plans: list[Plan], out: Values, fields: Sequence[record.Field] = ()
