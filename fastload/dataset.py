@@ -454,7 +454,7 @@ class ImageDataset(Dataset[Any]):
             return [(0, 0)] * len(indices)
         sizes = self.store.columns["size"].gather(indices)
         if not sizes.all():
-            raise ColumnError(f"{self.store.path}: column 'size' has an image without pixels; the store is damaged")
+            raise ColumnError(f"{self.store.path}: column 'size' has images without pixels; the store is damaged")
         return [(height, width) for height, width in sizes.tolist()]
 
     def _draw(

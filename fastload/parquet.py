@@ -43,6 +43,7 @@ _TRIED = 100  # rows of a row group in which a column shows whether it is of ima
 _BLOCK_BYTES = 8 << 20
 _BLOCK_ROWS = 64  # at most: sizes in a file may lie, and values in a dictionary are cheap to repeat
 _KEPT_BYTES = 256 << 20
+_AT_ONCE = 64 << 20  # bytes of a file whose columns are read whole
 _SCANNED_ROWS = 256  # at once, of columns without images
 _READERS = 2  # row groups that are under way, each with a page in memory
 
@@ -185,10 +186,15 @@ class _Group(NamedTuple):
 
 
 def _opened(path: str, footer: Any = None) -> Any:
-    """A pyarrow.parquet.ParquetFile that is read page by page, not a column of a row group at once."""
+    """A pyarrow.parquet.ParquetFile that is read page by page, not a column of a row group at once.
+
+    Small ones are not: to read a page as a stream, pyarrow takes as much memory as the page's header asks for, up to
+    2 GB, and only then sees that the file ends.
+    """
     parquet = arrow_values.pyarrow().parquet
+    buffer = 0 if os.path.getsize(path) <= _AT_ONCE else 1 << 20
     return parquet.ParquetFile(
-        path, metadata=footer, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        path, metadata=footer, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True
     )
 
 

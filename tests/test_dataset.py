@@ -952,14 +952,31 @@ def test_a_record_that_lies_about_its_size_is_an_error(store_path: Path, tmp_pat
         assert ImageDataset(path, Resize((8, 8))).__getitems__([4, BAD]).labels.tolist() == [1, -100]
 
 
-def test_a_size_of_nothing_is_an_error(store_path: Path, tmp_path: Path) -> None:
-    """No transform can plan a crop of it; the column is at fault, whatever its checksum says."""
-    sizes = np.asarray(Store(store_path).columns["size"])
-    wrong = sizes.copy()
-    wrong[BAD, 1] = 0
-    path = patched(store_path, tmp_path / "zero.lmdb", {sizes.tobytes(): wrong.tobytes()})
-    with pytest.raises(ColumnError, match="column 'size' has an image without pixels"):
-        ImageDataset(path, RandomResizedCrop(8))[BAD]
+def with_sizes(source: Path, copy: Path, size: tuple[int, int]) -> Path:
+    """A copy of a store that says of sample 5 that it has this size."""
+    column = np.asarray(Store(source).columns["size"])
+    sizes = column.copy()
+    sizes[BAD] = size
+    return patched(source, copy, {column.tobytes(): sizes.tobytes()})
+
+
+def test_a_size_that_raw_images_do_not_have_is_an_error(raw_store_path: Path, tmp_path: Path) -> None:
+    """The size column says how an image is cropped: one that contradicts the column of images is a bad sample."""
+    path = with_sizes(raw_store_path, tmp_path / "db.lmdb", (17, 16))
+    for transform in (RandomResizedCrop(8), CenterCrop(16), RandomHorizontalFlip()):
+        with pytest.raises(DecodeError, match=r"sample 5.*16 x 16 pixels, the size column says"):
+            ImageDataset(path, transform, on_error="raise")[BAD]
+    assert ImageDataset(path, CenterCrop(8)).__getitems__([4, BAD]).labels.tolist() == [0, -100]
+    with pytest.raises(StoreError, match="the size column says"):
+        ImageDataset(path).read(BAD)
+
+
+@pytest.mark.parametrize("size", [(16, 0), (0, 16), (0, 0)])
+def test_a_column_of_sizes_with_zeros_is_damaged(store_path: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    """No plan can be made for such an image; the error is one of the store, not of the arithmetic."""
+    dataset = ImageDataset(with_sizes(store_path, tmp_path / "db.lmdb", size), RandomResizedCrop(8))
+    with pytest.raises(ColumnError, match="images without pixels"):
+        dataset.__getitems__([4, BAD])
 
 
 def test_a_damaged_head_is_an_error_of_its_sample(store_path: Path, tmp_path: Path) -> None:
