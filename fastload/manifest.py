@@ -70,6 +70,7 @@ def check(manifest: dict[str, Any], path: str) -> None:
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
             and all(columns[name]["shape"] == shape for name, shape in _SHAPES.items() if name in columns)
             and columns[PLACES]["dtype"] == "<u8"
+            and ("image" not in columns or _holds_images(columns["image"]))
             and all(columns[f"{mask}_{of}"]["shape"] == [] for mask in masks for of in ("max", "checksum"))
             and all(isinstance(manifest.get(name, default), type(default)) for name, default in _REMARKS.items())
             and all(isinstance(name, str) for name in manifest.get("tiles", []))
@@ -113,7 +114,7 @@ def _fits(field: dict[str, Any], column: dict[str, Any]) -> bool:
         return False
     if type_ in ("scalar", "numpy", "tensor"):
         return dtype != "" and (not is_label or np.dtype(dtype).kind in "if")
-    return type_ in ("int", "bool", "float") or (type_ == "" and is_label)
+    return bool(dtype) if type_ in ("int", "bool", "float") else type_ == "" and is_label
 
 
 def _is_image(field: dict[str, Any]) -> bool:
@@ -134,6 +135,11 @@ def _is_column(spec: dict[str, Any]) -> bool:
         return False
     sizes = all(_is_count(n, 1 << 32) and n > 0 for n in (*shape, rows))
     return sizes and np.dtype(dtype).itemsize * math.prod(shape) < 1 << 32
+
+
+def _holds_images(column: dict[str, Any]) -> bool:
+    """Whether the rows of a column are images of 8 bits."""
+    return bool(column["dtype"] == "|u1" and len(column["shape"]) == 3 and column["shape"][2] in (1, 3))
 
 
 def _is_count(value: object, limit: int) -> bool:

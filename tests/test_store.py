@@ -889,6 +889,11 @@ def hostile_manifests(whole: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
         for value in values:
             columns = whole["columns"] | {"label": changed(LABEL, key, value)}
             yield f"column {key} {value!r:.60}", json.dumps(whole | {"columns": columns}).encode()
+    for dtype, shape in (("|u1", [8, 8]), ("|u1", [8, 8, 2]), ("<u2", [8, 8, 3])):
+        columns = whole["columns"] | {"image": {"dtype": dtype, "shape": shape, "rows_per_chunk": 5}}
+        yield f"images of {dtype} {shape}", json.dumps(whole | {"columns": columns}).encode()
+    bare = {"name": "x", "kind": "integer", "type": "int", "in": "column", "column": "label"}
+    yield "a column's field without a dtype", json.dumps(whole | {"fields": [*whole["fields"], bare]}).encode()
     for data in (b"", b"\xff\xfe", b"{", b"null", b"[]", b"5", b'"x"', b"NaN", b"[" * 200_000, b'{"a":' * 200_000):
         yield f"{data[:10]!r}", data
     deep = json.dumps(whole)[:-1] + ', "more": ' + "[" * 100_000 + "]" * 100_000 + "}"
