@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from edits import seal
 from PIL import Image
 
 import fastload
@@ -268,7 +269,7 @@ def test_wrong_input_is_status_2_and_a_helpful_message(
     (tmp_path / "junk" / "a" / "x.txt").write_text("no image")
     (tmp_path / "zero.lmdb").touch()
     (tmp_path / "cut.lmdb").write_bytes(store_path.read_bytes()[:20_000])
-    altered(store_path, tmp_path / "newer.lmdb", b'"format_version": 1,', b'"format_version": 9,')
+    seal(altered(store_path, tmp_path / "newer.lmdb", b'"format_version": 1,', b'"format_version": 9,'))
     there = sorted(tmp_path.rglob("*"))
     names = {"tmp": tmp_path, "images": class_folders, "store": store_path}
     outcome = run(*(word.format(**names) for word in arguments.split()))

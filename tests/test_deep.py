@@ -957,7 +957,8 @@ def image_field(**members: Any) -> dict[str, Any]:
     ],
 )
 def test_the_manifest_s_form_is_checked(field: dict[str, Any], sane: bool) -> None:
-    manifest = {"fields": [field], "columns": {}, "classes": None, "count": 0, "digest": ""}
+    columns = {"record": {"dtype": "<u8", "shape": [2], "rows_per_chunk": 1}}
+    manifest = {"fields": [field], "columns": columns, "classes": None, "count": 0, "digest": ""}
     if sane:
         check_manifest(manifest, "db.lmdb")
     else:

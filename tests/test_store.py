@@ -223,17 +223,18 @@ def test_a_spec_of_its_own_choice_fills_64_megabytes() -> None:
 
 layouts = st.tuples(
     st.sampled_from(("<i8", "<u4", "<i2", "<f4", "|u1")),
-    st.sampled_from(((), (2,), (3, 5), (41, 40, 3), (64, 64))),
+    st.sampled_from(((), (2,), (3, 5), (41, 40, 3), (5, 4, 3), (64, 64))),
     st.integers(1, 7),
     st.integers(1, 30),
 )
 
 
 @settings(max_examples=40, deadline=None)
-@given(layout=layouts, name=st.sampled_from(("image", "extra")), data=st.data())
-def test_gather_is_numpys_take(layout: tuple[str, tuple[int, ...], int, int], name: str, data: st.DataObject) -> None:
+@given(layout=layouts, data=st.data())
+def test_gather_is_numpys_take(layout: tuple[str, tuple[int, ...], int, int], data: st.DataObject) -> None:
     """Over one chunk or many, any type and shape, small rows inside LMDB's pages and large ones on their own."""
     dtype, shape, rows, count = layout
+    name = "image" if dtype == "|u1" and shape[2:] == (3,) else "extra"
     expected = np.random.default_rng(count).integers(0, 100, (count, *shape)).astype(dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "db.lmdb")
