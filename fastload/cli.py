@@ -28,7 +28,8 @@ from rich.table import Table
 from .errors import FastloadError, SourceError, StoreFormatError
 from .fields import KINDS as FIELD_KINDS
 from .fields import is_kind
-from .options import MAX_PIXELS, Encode, Exif
+from .geometry import MAX_PIXELS
+from .options import Encode, Exif
 from .pack import pack, pack_splits
 from .sources import Format
 from .store import Store

@@ -27,7 +27,7 @@ import torch
 
 from . import boxes, labelme
 from .errors import SourceError
-from .geometry import Size
+from .geometry import MAX_PIXELS, Size
 from .samples import EncodedImage, Samples
 
 _MAX_BYTES = 1 << 32
@@ -68,9 +68,7 @@ def looks_like_coco(path: str | os.PathLike[str]) -> bool:
     return _FIRST_KEY.match(head) is not None and _LIST.search(head) is not None
 
 
-def read_coco(
-    path: str | os.PathLike[str], root: str | os.PathLike[str], *, max_pixels: int = labelme.MAX_PIXELS
-) -> Samples:
+def read_coco(path: str | os.PathLike[str], root: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Samples:
     """The images that a file in COCO's format lists, with their boxes and labels.
 
     root: the folder that the names of images start at, and don't leave. max_pixels: larger images are left out.

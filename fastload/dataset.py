@@ -453,8 +453,14 @@ class ImageDataset(Dataset[Any]):
         if not self._has_images:
             return [(0, 0)] * len(indices)
         sizes = self.store.columns["size"].gather(indices)
-        if not sizes.all():
+        areas = sizes.prod(axis=1, dtype=np.float64)
+        if not areas.all():
             raise ColumnError(f"{self.store.path}: column 'size' has images without pixels; the store is damaged")
+        if areas.max(initial=0) > self.store.max_pixels:
+            raise ColumnError(
+                f"{self.store.path}: column 'size' has an image of {areas.max():.0f} pixels, the store says that "
+                f"it was packed with max_pixels={self.store.max_pixels}; it is damaged"
+            )
         return [(height, width) for height, width in sizes.tolist()]
 
     def _draw(

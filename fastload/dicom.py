@@ -25,7 +25,7 @@ import numpy as np
 
 from .dicom_images import MAGIC, Header, Options, Window, frame_of, opened
 from .errors import SourceError
-from .labelme import MAX_PIXELS
+from .geometry import MAX_PIXELS
 from .samples import Samples
 from .workers import ordered_map
 

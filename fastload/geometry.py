@@ -19,6 +19,9 @@ from typing import NamedTuple
 Size = tuple[int, int]
 """(height, width), as torchvision writes it."""
 
+MAX_PIXELS = 1 << 28
+"""Larger images are left out when they are packed, unless another limit is given."""
+
 MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7)
 """EXIF orientation -> the orientation that shows the same picture mirrored left to right (index 0 is unused)."""
 

@@ -29,11 +29,10 @@ from PIL import Image, ImageDraw
 
 from . import headers
 from .errors import FastloadError, SourceError
-from .geometry import Size, upright_size
+from .geometry import MAX_PIXELS, Size, upright_size
 
 BACKGROUND = "_background_"
 IGNORE = "__ignore__"
-MAX_PIXELS = 1 << 28
 
 _LINE_WIDTH = 10
 _POINT_RADIUS = 5

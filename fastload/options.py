@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from . import geometry
-from .geometry import Size
+from .geometry import MAX_PIXELS, Size
 
 Encode = Literal["keep", "jpeg", "raw"]
 Exif = Literal["apply", "ignore"]
-MAX_PIXELS = 1 << 28
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from . import record, splits, tiles
 from .doctor import usable_cores
 from .errors import FastloadError, PackError, SourceError
 from .fields import column_dtype
-from .options import MAX_PIXELS, Encode, Exif, Form, Options, Shape
+from .geometry import MAX_PIXELS
+from .options import Encode, Exif, Form, Options, Shape
 from .prepare import LeftOut, Prepared, common_shape, form_of, libraries_for_packing, prepare
 from .sources import Format, Item, Source, open_source
 from .store import ColumnSpec, Store, looks_like_store

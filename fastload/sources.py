@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from . import coco, dicom, fields, hub_files, label_lists, labelme, parquet, record, small_images, tar_shards
 from .errors import SourceError
 from .fields import Schema, Spec
+from .geometry import MAX_PIXELS
 from .samples import Samples
 from .store import Store, looks_like_store
 
@@ -83,7 +84,7 @@ class Item(NamedTuple):
     mask: str | None = None
 
 
-def read_files(item: Item, max_pixels: int = labelme.MAX_PIXELS) -> dict[str, Any]:
+def read_files(item: Item, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
     """The bytes of an item's image, and of its mask if it has one.
 
     Raises:
@@ -190,7 +191,7 @@ def open_source(
     window: str | tuple[float, float] | None = None,
     rescale: bool = False,
     kinds: Mapping[str, str] | None = None,
-    max_pixels: int = labelme.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
     ignore: Sequence[str] = (),
 ) -> Source:
     """List what is at `path`.

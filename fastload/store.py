@@ -48,6 +48,7 @@ import torch
 from . import manifest, record, toc
 from .errors import ChecksumError, ColumnError, StoreError, StoreFormatError
 from .fields import Schema
+from .geometry import MAX_PIXELS
 from .lmdb_pages import Pages, begins_like_lmdb
 from .manifest import PLACES
 
@@ -187,6 +188,7 @@ class Store:
         schema: what a sample consists of (see `fields`).
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
         image_dtype: the NumPy type of the images: uint8, uint16 or int16.
+        max_pixels: what no image is larger than.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
         places: offset and length of each record in the file, a column too.
 
@@ -216,6 +218,7 @@ class Store:
         self.masks: dict[str, int] = {spec.name: spec.fill for spec in self.schema.of_kind("mask")}
         image = self.schema.image
         self.image_dtype: np.dtype[Any] = np.dtype("uint8" if image is None else image.dtype or "uint8")
+        self.max_pixels: int = self.manifest["options"].get("max_pixels", MAX_PIXELS)
         self._count: int = self.manifest["count"]
         self.columns = _Columns(self.path)
         for name, c in self.manifest["columns"].items():

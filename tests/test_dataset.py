@@ -971,6 +971,14 @@ def test_a_size_that_raw_images_do_not_have_is_an_error(raw_store_path: Path, tm
         ImageDataset(path).read(BAD)
 
 
+def test_a_size_beyond_the_store_s_own_limit_is_damage(store_path: Path, tmp_path: Path) -> None:
+    """No memory is taken for it, whatever is to become of the picture."""
+    for transform in (None, RandomResizedCrop(8)):
+        dataset = ImageDataset(with_sizes(store_path, tmp_path / "db.lmdb", (4278190088, 4278190088)), transform)
+        with pytest.raises(ColumnError, match=r"an image of \d{20} pixels, the store says .* max_pixels=268435456"):
+            dataset.__getitems__([4, BAD])
+
+
 @pytest.mark.parametrize("size", [(16, 0), (0, 16), (0, 0)])
 def test_a_column_of_sizes_with_zeros_is_damaged(store_path: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     """No plan can be made for such an image; the error is one of the store, not of the arithmetic."""
