@@ -225,11 +225,11 @@ class Both(Faulty):
 @whether_persistent
 def test_the_death_of_a_worker_between_batches(kind: Any, persistent: bool) -> None:
     """Killed while the loop's body runs, which it does not disturb: an error of the next batch that has to come."""
-    loader = loader_of(Faulty(), persistent_workers=persistent, **kind)
+    loader = loader_of(Faulty(), persistent_workers=persistent, prefetch_factor=2, **kind)
     iterator = iter(loader)
     next(iterator)
     pid = iterator._workers[1].pid
-    end(pid)
+    end(pid)  # its last batch has not been asked for
     with pytest.raises(RuntimeError, match=rf"Worker 1 \(pid {pid}\)(, at work on batch \d,)? was killed by SIGKILL"):
         list(iterator)
     assert children() == []
