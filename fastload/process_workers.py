@@ -222,7 +222,6 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _abort(self) -> None:
         self._end_workers()
-        self._workers_done_event: Any = threading.Event()  # one of the dead may hold the lock of the shared one
         self._shutdown_workers()
 
     def _verdict(self, error: Exception) -> str:
@@ -315,8 +314,24 @@ class _Context:
         self._ctrl_c.hold()
         return self._context.Process(target=_run, args=(target, args, self._threads))
 
+    def Event(self) -> _Flag:  # noqa: N802, multiprocessing's name
+        return _Flag()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_context"], name)
+
+
+class _Flag:
+    """What torch uses of an event, without a lock: multiprocessing's has one, which a killed worker may hold."""
+
+    def __init__(self) -> None:
+        self._byte = anonymous_memory.zeros(1)
+
+    def set(self) -> None:
+        self._byte[0] = 1
+
+    def is_set(self) -> bool:
+        return bool(self._byte[0])
 
 
 class _Init:

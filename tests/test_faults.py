@@ -964,7 +964,7 @@ def test_ctrl_c_while_queues_start_their_threads(kind: Any) -> None:
 class NoSemaphores(type(multiprocessing.get_context("fork"))):  # type: ignore[misc]
     """A system that has none left."""
 
-    def Event(self) -> Any:  # noqa: N802, multiprocessing's name
+    def Queue(self, maxsize: int = 0) -> Any:  # noqa: N802, multiprocessing's name
         raise OSError("no more semaphores")
 
 
@@ -973,6 +973,34 @@ def test_an_iterator_that_could_not_be_made() -> None:
     with pytest.raises(OSError, match="no more semaphores"):
         iter(loader_of(Faulty(), multiprocessing_context=NoSemaphores(), **PROCESSES))
     gc.collect()
+
+
+class Watching(Dataset[Any]):
+    """Says whether the workers of an iterator have been told to end: two samples before that, two after."""
+
+    def __init__(self, flag: Any) -> None:
+        self.flag = flag
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> bool:
+        if index >= 2:
+            assert soon(self.flag.is_set, 20)
+        return bool(self.flag.is_set())
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_killed_worker_can_hold_no_lock_of_what_tells_workers_to_end(method: str) -> None:
+    """It is a byte that all of them see: multiprocessing's Event has a lock, and waiting for that would never end."""
+    iterator = iter(loader_of(Faulty(), num_workers=1, **PROCESSES))
+    flag = type(iterator._workers_done_event)()
+    assert [type(value) for value in vars(flag).values()] == [torch.Tensor]
+    options = {"batch_size": 1, "num_workers": 1, "prefetch_factor": 4, "multiprocessing_context": method}
+    batches = iter(loader_of(Watching(flag), **options, **PROCESSES))
+    assert [bool(next(batches)) for _ in range(2)] == [False, False]
+    flag.set()
+    assert [bool(batch) for batch in batches] == [True, True]
 
 
 @every_kind
