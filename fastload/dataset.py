@@ -600,6 +600,8 @@ class Reading:
                 raise
             except FastloadError as error:
                 self._replace(place, index, error)
+            except MemoryError as error:
+                self._replace(place, index, DecodeError(f"there is no memory for it: {error}"))
         if not self._whole:
             last = (part + 1) * _PART if self._todo else len(self._labels)
             for place in range(part * _PART, min(last, len(self._labels))):
@@ -733,6 +735,8 @@ def _moves(transform: object) -> bool:
 def _limit(max_failures: int | float | None, count: int) -> int | None:
     if max_failures is None:
         return None
-    if max_failures < 0 or (isinstance(max_failures, float) and max_failures > 1):
-        raise ValueError(f"max_failures is {max_failures}; it may be a count, or a share of the dataset up to 1.0")
-    return int(max_failures * count) if isinstance(max_failures, float) else max_failures
+    is_share = isinstance(max_failures, float)
+    is_number = isinstance(max_failures, int | float | np.integer) and not isinstance(max_failures, bool)
+    if not is_number or not 0 <= max_failures <= (1 if is_share else math.inf):
+        raise ValueError(f"max_failures is {max_failures!r}; it may be a count, or a share of the dataset up to 1.0")
+    return int(max_failures * count) if is_share else int(max_failures)

@@ -15,14 +15,22 @@ from .fields import KINDS, TYPES, is_tree, leaves
 
 FORMAT_VERSION = 1
 PLACES = "record"
-"""The column of where the records are: offset and length, 8 bytes each."""
-_PLACE_BYTES = 16
+"""The column of where the records are, and which: offset, length and checksum of the head, 8 bytes each."""
+_PLACE_BYTES = 24
 
 _REMARKS: dict[str, Any] = {"source": "", "options": {}, "tiles": [], "created": "", "quarantined": 0}
 """What a manifest says that reading samples does not rely on, where it does not say it."""
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COLUMN_DTYPE = re.compile(r"\|[iu]1|<[iu][248]|<f[248]")
-_SHAPES = {PLACES: [2], "size": [2], "bytes": [], "checksum": [], "tiles": [], "others_checksum": []}
+_KNOWN: dict[str, tuple[str, list[int]]] = {
+    PLACES: ("<u8", [3]),
+    "size": ("<u4", [2]),
+    "bytes": ("<u8", []),
+    "checksum": ("<u8", []),
+    "tiles": ("|u1", []),
+    "others_checksum": ("<u8", []),
+}
+"""The dtypes and shapes of columns that are the same in all stores."""
 _FIELD_DTYPE = re.compile(r"|\|[biu]1|<[iu][248]|<f[248]|u?int(8|16)")
 
 
@@ -57,21 +65,25 @@ def check(manifest: dict[str, Any], path: str) -> None:
         names = {field["name"] for field in fields}
         sane = (
             _is_count(manifest["count"], 1 << 48)
+            and manifest["count"] > 0
             and isinstance(manifest["digest"], str)
             and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
             and isinstance(fields, list)
             and all(_is_field(field, columns) for field in fields)
             and (not any(_is_other(field) for field in fields) or "others_checksum" in columns)
             and len(names) == len(fields)
+            and any(field["name"] == "name" and field["in"] == "record" for field in fields)
             and all(field["kind"] == "image" for field in fields if field["name"] == "image")
             and _is_sample(manifest.get("sample", "image"), {"label"} | names - {"name"})
-            and (not masks or any(field["name"] == "image" and field["kind"] == "image" for field in fields))
+            and (not masks or "image" in leaves(manifest.get("sample", "image")))
             and all({f"{mask}_max", f"{mask}_checksum"} <= columns.keys() for mask in masks)
             and all(_COLUMN_NAME.fullmatch(name) and _is_column(spec) for name, spec in columns.items())
-            and all(columns[name]["shape"] == shape for name, shape in _SHAPES.items() if name in columns)
-            and columns[PLACES]["dtype"] == "<u8"
+            and PLACES in columns
+            and all(_layout(columns[name]) == layout for name, layout in _KNOWN.items() if name in columns)
+            and ("label" not in columns or _holds_labels(columns["label"]))
             and ("image" not in columns or _holds_images(columns["image"]))
-            and all(columns[f"{mask}_{of}"]["shape"] == [] for mask in masks for of in ("max", "checksum"))
+            and all(_layout(columns[f"{mask}_max"]) == ("<u2", []) for mask in masks)
+            and all(_layout(columns[f"{mask}_checksum"]) == ("<u8", []) for mask in masks)
             and all(isinstance(manifest.get(name, default), type(default)) for name, default in _REMARKS.items())
             and all(isinstance(name, str) for name in manifest.get("tiles", []))
             and _is_count(manifest.get("options", {}).get("max_pixels", 0), 1 << 64)
@@ -80,6 +92,14 @@ def check(manifest: dict[str, Any], path: str) -> None:
         raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error
     if not sane:
         raise StoreFormatError(f"{path}: the manifest has values that no store has; the store is damaged")
+
+
+def _layout(column: dict[str, Any]) -> tuple[str, list[int]]:
+    return column["dtype"], column["shape"]
+
+
+def _holds_labels(column: dict[str, Any]) -> bool:
+    return column["dtype"] in ("<i8", "<f8") and len(column["shape"]) <= 1
 
 
 def _is_sample(node: object, names: set[str]) -> bool:

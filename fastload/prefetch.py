@@ -115,7 +115,7 @@ class DevicePrefetcher(Generic[T]):
     def __iter__(self) -> PrefetchIterator[T]:
         return PrefetchIterator(self._start, self.buffers)
 
-    def _start(self, link: _Link) -> _Place:
+    def _start(self, link: _Link, place: _Place) -> None:
         """Begin a pass over the loader, in a thread of its own."""
         if self._stream is not None:  # what fills a loader's tensors on the device comes before their use
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -124,7 +124,8 @@ class DevicePrefetcher(Generic[T]):
             self._take_over(link)
         source = iter(self.loader)
         state_of = getattr(self.loader, "progress" if hasattr(self.loader, "with_failures") else "state_dict", None)
-        self._place = _Place(state_of and state_of())
+        place.state = state_of and state_of()
+        self._place = place
         link.thread = threading.Thread(
             target=_produce,
             args=(source, self._prepare, self._stream, state_of, link, kept),
@@ -132,7 +133,6 @@ class DevicePrefetcher(Generic[T]):
             daemon=True,
         )
         link.thread.start()
-        return self._place
 
     def _take_over(self, link: _Link) -> None:
         """Have the loader's iterator, of which there is one for all passes, to ourselves."""
@@ -209,8 +209,8 @@ class DevicePrefetcher(Generic[T]):
 class PrefetchIterator(Generic[T]):
     """One pass over a `DevicePrefetcher`, for one consumer; `close` ends it early, as dropping it does."""
 
-    def __init__(self, start: Callable[[_Link], _Place], buffers: int) -> None:
-        self._start, self._link = start, _Link(buffers)
+    def __init__(self, start: Callable[[_Link, _Place], None], buffers: int) -> None:
+        self._start, self._link, self._place = start, _Link(buffers), _Place()
         self._finalizer = weakref.finalize(self, _stop, self._link)
 
     def __iter__(self) -> PrefetchIterator[T]:
@@ -220,7 +220,7 @@ class PrefetchIterator(Generic[T]):
         if not self._finalizer.alive:
             raise StopIteration
         if self._link.thread is None:
-            self._place = self._start(self._link)
+            self._start(self._link, self._place)
         item, self._place.state = self._receive()
         if isinstance(item, BaseException):
             self.close()
@@ -269,8 +269,7 @@ _Item = tuple[_Ready | BaseException, dict[str, Any] | None]
 class _Place:
     """Where the consumer is: the loader's state after the last batch that it took."""
 
-    def __init__(self, state: dict[str, Any] | None = None) -> None:
-        self.state = state
+    state: dict[str, Any] | None = None
 
 
 class _Link:

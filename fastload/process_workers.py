@@ -43,6 +43,10 @@ from .passes import Pass, Passes
 from .reading import Reader, here
 from .workers import PATIENCE, Context, Crew, Task
 
+_SUSPICIONS = {
+    "SIGKILL": " (by the system, if memory ran out)",
+    "SIGBUS": " (was a store overwritten or cut while it was open? if not, shared memory may have run out)",
+}
 _WATCH_SECONDS = 1.0  # between two looks whether the main program still runs
 
 
@@ -474,7 +478,7 @@ def _cause(exitcode: int) -> str:
         name = signal.Signals(-exitcode).name
     except ValueError:
         name = f"signal {-exitcode}"
-    return f"was killed by {name}" + (" (by the system, if memory ran out)" if name == "SIGKILL" else "")
+    return f"was killed by {name}{_SUSPICIONS.get(name, '')}"
 
 
 def _advice(loader: Any) -> str:

@@ -141,6 +141,11 @@ def parse(data: bytes | memoryview, checked: bool = True) -> list[Field]:
     return fields
 
 
+def head_checksum(data: bytes | memoryview) -> int:
+    """The checksum that a record says its head has: as the payloads' checksums are in there, a name for all of it."""
+    return int.from_bytes(data[_CHECKED : _HEAD.size], "little")
+
+
 def _checksum_of_head(view: memoryview, payload_start: int) -> int:
     digest = xxhash.xxh3_64(view[:_CHECKED])
     digest.update(view[_HEAD.size : payload_start])

@@ -17,7 +17,8 @@ the stored image, `tiles` (what became of it: a number into the manifest's list 
 (the largest value of each mask, and its payload's checksum), the images themselves where all of them are raw and of
 one shape (`image`), other numbers that samples have (`field_NUMBER`), and `others_checksum`, of the payloads of a
 record but the image's, the masks' and the name's. One more, `record`, has offset and length of each record in the
-file. Opening costs the same for a thousand samples and for a hundred million.
+file, and the checksum of its head, so that no record is taken for another. Opening costs the same for a thousand
+samples and for a hundred million.
 
 LMDB's trees are not walked: the table behind them says where the values are (see `toc`), so that no damage to the file
 can end the process. What can't be survived is a file that is changed or cut while it is mapped: writers replace stores,
@@ -190,7 +191,7 @@ class Store:
         image_dtype: the NumPy type of the images: uint8, uint16 or int16.
         max_pixels: what no image is larger than.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
-        places: offset and length of each record in the file, a column too.
+        places: offset and length of each record in the file, and the checksum of its head: a column too.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -266,11 +267,14 @@ class Store:
 
     def view(self, index: int) -> memoryview:
         """The bytes of a sample's record, in the map. index: 0 <= index < len."""
-        offset, length = self.places.view(index).tolist()
+        offset, length, head = self.places.view(index).tolist()
         data = self._file.data
         if offset + length > len(data):
             raise StoreError(f"{self.path}: sample {index} of {len(self)} lies outside of the file; it is damaged")
-        return data[offset : offset + length]
+        found = data[offset : offset + length]
+        if self.verify != "never" and record.head_checksum(found) != head:
+            raise ChecksumError("the record at its place is another one, or its head was altered (checksum mismatch)")
+        return found
 
     def raw_image(self, index: int) -> npt.NDArray[np.uint8]:
         """The image of a sample out of the raw column, a view of the map. index: 0 <= index < len.
@@ -322,12 +326,16 @@ class Store:
         pages.check()
         count = 0
         for rows in pages.numbered(pages.tree(b"samples")):
-            if count + len(rows) > len(self) or (self.places.gather(np.arange(count, count + len(rows))) != rows).any():
+            if count + len(rows) > len(self) or self._lie_elsewhere(count, rows):
                 raise StoreFormatError(f"the tree of the samples leads elsewhere than the table of contents at {count}")
             count += len(rows)
         values = {key.decode("utf-8", "replace"): place for key, place in pages.values(pages.tree(b"meta")).items()}
         if count != len(self) or values != {key: place[:2] for key, place in self._file.places.items()}:
             raise StoreFormatError("its trees have other entries than the table of contents")
+
+    def _lie_elsewhere(self, first: int, rows: npt.NDArray[Any]) -> bool:
+        places = self.places.gather(np.arange(first, first + len(rows)))
+        return bool((places[:, :2] != rows).any())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "verify": self.verify, "manifest": self.manifest}

@@ -30,11 +30,12 @@ from typing import IO, Any
 
 import lmdb
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from . import record, toc
 from .errors import PackError, StoreFormatError
-from .lmdb_pages import Pages
+from .lmdb_pages import Array, Pages
 from .manifest import FORMAT_VERSION, PLACES
 from .store import ColumnSpec, chunk_key, sample_key
 
@@ -65,6 +66,7 @@ class StoreWriter:
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
         self._rows: dict[str, list[Any]] = {name: [] for name in columns}
+        self._heads: list[int] = []
         self._left_out: list[dict[str, str]] = []
         if not self._resume():
             self._start()
@@ -112,6 +114,7 @@ class StoreWriter:
         self._pending_bytes += len(value)
         for name, cells in self._rows.items():
             cells.append(row[name])
+        self._heads.append(record.head_checksum(value))
         self.count += 1
 
     def leave_out(self, name: str, reason: str) -> None:
@@ -129,11 +132,12 @@ class StoreWriter:
     def commit(self) -> None:
         """Write what has gathered to disk, durably."""
         puts = {self._piece_key(name, self._step): self._pack_rows(name, rows) for name, rows in self._rows.items()}
+        puts[self._piece_key(PLACES, self._step)] = np.array(self._heads, "<u8").tobytes()
         if self._left_out:
             puts[b"quarantine/%08d" % self._step] = json.dumps(self._left_out).encode()
         self._step += 1
         self._write(puts, self._pending)
-        self._pending, self._pending_bytes, self._left_out = [], 0, []
+        self._pending, self._pending_bytes, self._left_out, self._heads = [], 0, [], []
         for rows in self._rows.values():
             rows.clear()
 
@@ -160,7 +164,7 @@ class StoreWriter:
             digest = xxhash.xxh3_128()
             for name, spec in sorted(self.columns.items()):
                 self._gather_column(name, spec, digest)
-            places = ColumnSpec.of("<u8", (2,))
+            places = ColumnSpec.of("<u8", (3,))
             self._write_places(places)
             columns = {name: spec._asdict() for name, spec in {**self.columns, PLACES: places}.items()}
             digest.update(json.dumps([manifest["classes"], manifest["fields"]]).encode())
@@ -194,10 +198,11 @@ class StoreWriter:
             return transaction.get(self._piece_key(column, step)) or b""
 
     def _write_places(self, spec: ColumnSpec) -> None:
-        """Write down where the records are: no later commit moves them."""
+        """Write down where the records are, which no later commit moves, and the checksums of their heads."""
         with self._partial_file() as file:
             pages = Pages(_mapped(file))
-        rows = (rows.astype("<u8").tobytes() for rows in pages.numbered(pages.tree(b"samples")))
+        heads = np.frombuffer(b"".join(self._piece(PLACES, step) for step in range(self._step)), "<u8")
+        rows = _with_heads(pages.numbered(pages.tree(b"samples")), heads)
         for chunk, data in enumerate(_chunked(rows, spec)):
             self._write({chunk_key(PLACES, chunk).encode(): data})
 
@@ -278,6 +283,14 @@ def _chunked(pieces: Iterable[bytes], spec: ColumnSpec) -> Iterator[bytes]:
             del rest[:size]
     if rest:
         yield bytes(rest)
+
+
+def _with_heads(places: Iterable[Array], heads: npt.NDArray[np.uint64]) -> Iterator[bytes]:
+    """Rows of the column of places: offset, length, checksum of the head."""
+    count = 0
+    for rows in places:
+        yield np.column_stack([rows.astype("<u8"), heads[count : count + len(rows)]]).tobytes()
+        count += len(rows)
 
 
 def _mapped(file: IO[bytes]) -> memoryview:

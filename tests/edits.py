@@ -11,7 +11,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from fastload import toc
+from fastload import record, toc
 from fastload.lmdb_pages import Pages
 from fastload.manifest import PLACES
 from fastload.store import chunk_key
@@ -26,7 +26,9 @@ def edited(path: Path, database: bytes = b"meta") -> Iterator[Any]:
         pages = Pages(memoryview(path.read_bytes()))
         rows = np.concatenate(list(pages.numbered(pages.tree(database))))
         with _transaction(path, b"meta") as transaction:
-            transaction.put(chunk_key(PLACES, 0).encode(), rows.astype("<u8").tobytes())
+            heads = [record.head_checksum(pages.data[offset : offset + length]) for offset, length in rows.tolist()]
+            places = np.column_stack([rows.astype("<u8"), np.array(heads, "<u8")])
+            transaction.put(chunk_key(PLACES, 0).encode(), places.tobytes())
     seal(path)
 
 

@@ -50,6 +50,10 @@ def make_cases(folder: Path) -> dict[str, Case]:
     small.mkdir()
     for number in range(SAMPLES):
         Image.fromarray(pictures[number][::12, ::12]).save(small / f"{number}.png")
+    equal = folder / "equal"
+    equal.mkdir()
+    for number in range(SAMPLES):
+        Image.fromarray(pictures[number][::9, ::9]).save(equal / f"{number:02}.bmp")
     samples = [
         {
             "image": fastload.EncodedImage(_png(pixels)),
@@ -64,6 +68,7 @@ def make_cases(folder: Path) -> dict[str, Case]:
     sources: dict[str, dict[str, Any]] = {
         "JPEGs in tiles": {"source": photos},
         "raw column": {"source": small, "encode": "raw"},
+        "equal lengths": {"source": equal},
         "dicts of fields": {"source": samples, "kinds": {"boxes": "boxes", "mask": "mask"}},
     }
     return {name: _case(folder / "whole.lmdb", options) for name, options in sources.items()}
@@ -79,7 +84,7 @@ def _case(path: Path, options: dict[str, Any]) -> Case:
     fastload.pack(**options, destination=path, overwrite=True)
     data = path.read_bytes()
     store = Store(path)
-    parts = [(f"record {i}", *_span(store.places[i].tolist())) for i in range(len(store))]
+    parts = [(f"record {i}", *_span(store.places[i].tolist()[:2])) for i in range(len(store))]
     pages = Pages(memoryview(data))
     parts += [(key.decode(), *_span(place)) for key, place in pages.values(pages.tree(b"meta")).items()]
     size = pages.meta.page_size
@@ -110,7 +115,7 @@ def _extras(store: Store) -> Any:
 def faults(random: Random, case: Case) -> Iterator[tuple[str, bytes]]:
     """What was done, and the file's bytes: for ever. Bits flip anywhere, or in a part that is chosen first."""
     while True:
-        kind = random.choice(["flip"] * 6 + ["flips", "cut", "zeros", "noise", "exchange", "longer"])
+        kind = random.choice(["flip"] * 6 + ["flips", "cut", "zeros", "noise", "exchange", "swap", "longer"])
         yield _FAULTS[kind](random, case)
 
 
@@ -163,6 +168,15 @@ def _exchange(random: Random, case: Case) -> tuple[str, bytes]:
     return f"pages {a} and {b} exchanged", data.tobytes() + case.data[data.size :]
 
 
+def _swap(random: Random, case: Case) -> tuple[str, bytes]:
+    """Two records, of one length if there are such, or two rows."""
+    records = [part for part in case.parts if part[0].startswith("record ")]
+    (_, a, end), (_, b, _) = (records[i] for i in random.choice(len(records), 2, replace=False))
+    data, length = bytearray(case.data), end - a
+    data[a:end], data[b : b + length] = data[b : b + length], data[a:end]
+    return f"records at {a} and {b} exchanged", bytes(data)
+
+
 def _longer(random: Random, case: Case) -> tuple[str, bytes]:
     more = random.bytes(int(random.choice([1, 40, 5000])))
     return f"{len(more)} bytes more", case.data + more
@@ -175,6 +189,7 @@ _FAULTS: dict[str, Callable[[Random, Case], tuple[str, bytes]]] = {
     "zeros": _zeros,
     "noise": _noise,
     "exchange": _exchange,
+    "swap": _swap,
     "longer": _longer,
 }
 

@@ -773,3 +773,11 @@ def test_show_of_names_that_no_font_has(run: Run, tmp_path: Path, class_folders:
     outcome = run("show", tmp_path / "db.lmdb", "-o", tmp_path / "x.png", "--class", "x")
     assert outcome.status == 2
     assert "\x1b" not in outcome.err
+
+
+def test_the_module_is_the_command(store_path: Path, tmp_path: Path) -> None:
+    """`python -m fastload` ends with the command's exit status."""
+    damaged = damaged_copy(store_path, tmp_path / "damaged.lmdb", 5)
+    for path, status in ((store_path, 0), (damaged, 1)):
+        done = subprocess.run([sys.executable, "-m", "fastload", "verify", path], capture_output=True, check=False)
+        assert (done.returncode, b"12 samples" in done.stdout) == (status, True)

@@ -957,8 +957,9 @@ def image_field(**members: Any) -> dict[str, Any]:
     ],
 )
 def test_the_manifest_s_form_is_checked(field: dict[str, Any], sane: bool) -> None:
-    columns = {"record": {"dtype": "<u8", "shape": [2], "rows_per_chunk": 1}}
-    manifest = {"fields": [field], "columns": columns, "classes": None, "count": 0, "digest": ""}
+    columns = {"record": {"dtype": "<u8", "shape": [3], "rows_per_chunk": 1}}
+    name = {"name": "name", "kind": "text", "in": "record"}
+    manifest = {"fields": [field, name], "columns": columns, "classes": None, "count": 1, "digest": ""}
     if sane:
         check_manifest(manifest, "db.lmdb")
     else:

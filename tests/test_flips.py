@@ -34,7 +34,7 @@ def outcomes(case: Case, seed: int, trials: int) -> tuple[collections.Counter[st
     return counts, wrong
 
 
-@pytest.mark.parametrize("name", ["JPEGs in tiles", "raw column", "dicts of fields"])
+@pytest.mark.parametrize("name", ["JPEGs in tiles", "raw column", "equal lengths", "dicts of fields"])
 def test_damage_is_an_error_or_a_placeholder_that_is_counted(cases: dict[str, Case], name: str) -> None:
     """Never a crash (it would break the pool), never other pixels, labels, names or fields than were packed."""
     with ProcessPoolExecutor(1, mp_context=CLEAN) as pool:
