@@ -47,6 +47,11 @@ class Meta(NamedTuple):
     free: Tree
     main: Tree
 
+    @property
+    def end(self) -> int:
+        """Where LMDB's pages end."""
+        return (self.last_page + 1) * self.page_size
+
 
 class Tree(NamedTuple):
     """The root of a tree, and how many of what there are in it."""
@@ -78,7 +83,7 @@ def meta_of(data: memoryview) -> Meta:
     """The meta page that counts.
 
     Raises:
-        PagesError: there is none, or the file ends before its last page.
+        PagesError: there is none.
     """
     if not begins_like_lmdb(data):
         raise PagesError("it doesn't begin as an LMDB file does")
@@ -93,10 +98,7 @@ def meta_of(data: memoryview) -> Meta:
         if (magic, version) != (MAGIC, 1):
             raise PagesError("one of its two first pages is damaged")
         found.append(Meta(page_size, last_page, transaction, Tree.parse(free), Tree.parse(main)))
-    meta = max(found, key=lambda meta: meta.transaction)
-    if (meta.last_page + 1) * page_size > len(data):
-        raise PagesError(f"cut short, {len(data)} bytes of {(meta.last_page + 1) * page_size}")
-    return meta
+    return max(found, key=lambda meta: meta.transaction)
 
 
 def begins_like_lmdb(data: memoryview) -> bool:
@@ -113,13 +115,10 @@ class Pages:
 
     def __init__(self, data: memoryview) -> None:
         self.meta = meta_of(data)
+        if self.meta.end > len(data):
+            raise PagesError(f"cut short, {len(data)} bytes of {self.meta.end}")
         self.data = data
         self._bytes = np.frombuffer(data, np.uint8)
-
-    @property
-    def end(self) -> int:
-        """Where LMDB's pages end."""
-        return (self.meta.last_page + 1) * self.meta.page_size
 
     def tree(self, name: bytes) -> Tree:
         """A named database."""

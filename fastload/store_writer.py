@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ import xxhash
 
 from . import record, toc
 from .errors import PackError, StoreFormatError
-from .lmdb_pages import Array, Pages
+from .lmdb_pages import Array
 from .manifest import FORMAT_VERSION, PLACES
 from .store import ColumnSpec, chunk_key, sample_key
 
@@ -200,7 +199,7 @@ class StoreWriter:
     def _write_places(self, spec: ColumnSpec) -> None:
         """Write down where the records are, which no later commit moves, and the checksums of their heads."""
         with self._partial_file() as file:
-            pages = Pages(_mapped(file))
+            pages = toc.pages_of(file)
         heads = np.frombuffer(b"".join(self._piece(PLACES, step) for step in range(self._step)), "<u8")
         rows = _with_heads(pages.numbered(pages.tree(b"samples")), heads)
         for chunk, data in enumerate(_chunked(rows, spec)):
@@ -293,15 +292,11 @@ def _with_heads(places: Iterable[Array], heads: npt.NDArray[np.uint64]) -> Itera
         count += len(rows)
 
 
-def _mapped(file: IO[bytes]) -> memoryview:
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
 def _sound_progress(path: str) -> dict[str, Any] | None:
     """The progress in a partial file; None if the file is damaged in any way, or no such file."""
     try:
-        with open(path, "rb") as file:
-            pages = Pages(_mapped(file))
+        with open(path, "r+b") as file:
+            pages = toc.pages_of(file)
         pages.check()
         meta = pages.values(pages.tree(b"meta"))
         offset, length = meta.pop(b"progress", (0, 0))

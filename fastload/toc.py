@@ -30,6 +30,8 @@ from .record import checksum
 
 _MAGIC = b"FLSTORE1"
 _TRAILER = struct.Struct("<8sQQQQ")
+_HEAD = 2 << 16  # LMDB's two first pages, and more
+_MOST_LEFT_OUT = 256 << 20
 _MOST = 64 << 20  # bytes of a table: a million chunks
 
 
@@ -137,7 +139,7 @@ def _is_place(value: Place, size: int) -> bool:
 def _what_is_wrong(data: memoryview) -> str:
     """Why there is no table at the end of an LMDB file."""
     try:
-        meta_of(data)
+        Pages(data)
     except PagesError as error:
         return str(error)
     return "not a fastload store, or cut short: there is no table of contents at the end of this LMDB file"
@@ -156,14 +158,24 @@ def append(file: IO[bytes], unchecked: str) -> None:
 
 def _found(file: IO[bytes], unchecked: str) -> tuple[dict[str, Place], int, int]:
     """What the table says, and where it begins. No view of the file outlives this: Windows cuts no mapped file."""
-    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    pages = Pages(data)
+    pages = pages_of(file)
     values = {}
     for key, (offset, length) in pages.values(pages.tree(b"meta")).items():
         name = key.decode()
-        own = None if name.startswith(unchecked) else checksum(data[offset : offset + length])
+        own = None if name.startswith(unchecked) else checksum(pages.data[offset : offset + length])
         values[name] = Place(offset, length, own)
-    return values, pages.meta.transaction, pages.end
+    return values, pages.meta.transaction, pages.meta.end
+
+
+def pages_of(file: IO[bytes]) -> Pages:
+    """The pages of a file that LMDB writes, opened for reading and writing.
+
+    LMDB leaves free pages at the end out of the file; they are added, if they are no more than one transaction's.
+    """
+    end = meta_of(memoryview(file.read(_HEAD))).end
+    if 0 < end - file.seek(0, os.SEEK_END) <= _MOST_LEFT_OUT:
+        file.truncate(end)
+    return Pages(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def serialise(values: Mapping[str, Place], transaction: int, offset: int) -> bytes:

@@ -91,7 +91,7 @@ def _case(path: Path, options: dict[str, Any]) -> Case:
     trees = (pages.meta.free, pages.meta.main, pages.tree(b"samples"), pages.tree(b"meta"))
     parts += [("tree", n * size, (n + 1) * size) for tree in trees for n, _, _ in pages._walk(tree)]
     parts += [("meta page", 0, 160), ("meta page", size, size + 160)]
-    parts += [("table of contents", pages.end, len(data)), ("trailer", len(data) - 40, len(data))]
+    parts += [("table of contents", pages.meta.end, len(data)), ("trailer", len(data) - 40, len(data))]
     return Case(data, _everything(ImageDataset(path, on_error="raise")), _extras(store), parts)
 
 

@@ -56,7 +56,7 @@ def test_all_that_lmdb_holds_is_found(steps: list[list[tuple[bytes, bytes, int, 
         found = pages.values(pages.tree(name))
         assert {key: data[offset : offset + length] for key, (offset, length) in found.items()} == entries
         assert list(found) == sorted(entries)
-    assert pages.end <= len(data)
+    assert pages.meta.end <= len(data)
 
 
 def numbered(path: Path, count: int = 3000) -> bytes:
@@ -182,7 +182,7 @@ def test_free_pages_that_are_in_use_are_an_error(tmp_path: Path) -> None:
 def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
     """Before its last page's end; what is behind that is nobody's."""
     data = numbered(tmp_path / "db", 500)
-    end = pages_of(data).end
+    end = pages_of(data).meta.end
     for length in [*range(0, 400, 13), *range(400, end, 1999), end - 1]:
         with pytest.raises(PagesError):
             pages_of(data[:length])

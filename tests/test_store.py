@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import multiprocessing
@@ -417,8 +418,8 @@ def foreign_database() -> bytes:
 def test_a_partial_file_that_is_no_good_is_started_over(tmp_path: Path, how: str) -> None:
     """Whatever lies at the partial name, packing again gives the whole store (in a child: LMDB may crash)."""
     (tmp_path / "db.lmdb.partial").write_bytes(UNUSABLE[how](partial_of(tmp_path)))
-    in_child(write, tmp_path / "db.lmdb", [True] * 20)
-    write(tmp_path / "whole.lmdb", [True] * 20)
+    in_child(functools.partial(write, size=600), tmp_path / "db.lmdb", [True] * 20)
+    write(tmp_path / "whole.lmdb", [True] * 20, size=600)
     assert contents_at(tmp_path / "db.lmdb") == contents_at(tmp_path / "whole.lmdb")
 
 

@@ -39,7 +39,7 @@ def test_the_table_is_as_it_is_defined(store_path: Path) -> None:
     data = store_path.read_bytes()
     _, offset, table = parts(data)
     pages = Pages(memoryview(data))
-    assert offset == pages.end
+    assert offset == pages.meta.end
     assert table["transaction"] == pages.meta.transaction
     found = {key.decode(): list(place) for key, place in pages.values(pages.tree(b"meta")).items()}
     assert {key: place[:2] for key, place in table["values"].items()} == found
