@@ -19,6 +19,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import os
 import queue
 import threading
 import time
@@ -132,6 +133,59 @@ class Task(Generic[R]):
 _Queue = queue.SimpleQueue[tuple[Task[Any], int] | None]
 
 
+class _ForkGate:
+    """Lets the process be forked only while no thread of a crew is at work.
+
+    One that is in the middle of OpenCV, of torch or of a cache may hold a lock there. The child has a copy of it, which
+    nobody ever releases: processes of workers hung so, one in a thousand. A thread that stays at work for longer than
+    `PATIENCE`, in the user's code, is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._at_work: set[int] = set()
+        self._forking = 0
+        self._held_by: int | None = None
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._forking:
+                self._changed.wait()
+            self._at_work.add(threading.get_ident())
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._at_work.discard(threading.get_ident())
+            if self._forking:
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        """Wait for the threads at work, keep the others from beginning, and hold the lock: the child has it then."""
+        me = threading.get_ident()
+        self._changed.acquire()
+        self._forking, self._held_by = self._forking + 1, me
+        try:
+            self._changed.wait_for(lambda: not self._at_work - {me}, PATIENCE)
+        finally:
+            self._held_by = me  # in the meantime it may have been another's that forks
+
+    def after_fork(self) -> None:
+        """Let them go on."""
+        if self._held_by == threading.get_ident():  # else Ctrl-C kept it from being held
+            self._forking, self._held_by = self._forking - 1, None
+            self._changed.notify_all()
+            self._changed.release()
+
+    def in_child(self) -> None:
+        """Forget the threads that were not forked."""
+        _ForkGate.__init__(self)
+
+
+_gate = _ForkGate()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_gate.before_fork, after_in_parent=_gate.after_fork, after_in_child=_gate.in_child)
+
+
 def _work(tasks: _Queue, start: Callable[[], None] | None, stopped: threading.Event) -> None:
     failed: BaseException | None = None
     again = ""
@@ -143,7 +197,8 @@ def _work(tasks: _Queue, start: Callable[[], None] | None, stopped: threading.Ev
             again = f"{threading.current_thread().name} did not start: {type(error).__name__}: {error}"
     while (work := tasks.get()) is not None and not stopped.is_set():
         task, part = work
-        task.run(part, failed or (RuntimeError(again) if again else None))
+        with _gate:
+            task.run(part, failed or (RuntimeError(again) if again else None))
         del task, work
         failed = None  # raised once: its traceback will hold the consumer, which must not be held by its own threads
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import gc
+import itertools
+import os
 import queue
 import threading
 import time
@@ -715,3 +718,63 @@ def test_scratch_is_one_threads_memory_for_one_purpose() -> None:
     assert scratch("test-one", 1000).shape == (1000,)
     (elsewhere,) = mapped(lambda _: scratch("test-one", 1000), [0], threads=1)
     assert not np.shares_memory(elsewhere, scratch("test-one", 1000))
+
+
+# ---- forks
+
+
+fork_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows forks nothing")
+
+
+def forked() -> int:
+    """The exit status of a child that does nothing but end."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@fork_only
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_no_thread_is_at_work_when_the_process_is_forked() -> None:
+    """Each child finds the lock free that the threads take for all their work; they go on after each fork."""
+    lock, done, wanted = threading.Lock(), [0], threading.Event()
+
+    def work(_: int) -> None:
+        with lock:
+            time.sleep(0.0005)
+            done[0] += 1
+
+    items = itertools.takewhile(lambda _: not wanted.is_set(), itertools.count())
+    results = ordered_map(work, items, threads=3, ahead=9, name="busy")
+    consumer = threading.Thread(target=lambda: collections.deque(results, maxlen=0))
+    consumer.start()
+    try:
+        for _ in range(60):
+            before = done[0]
+            pid = os.fork()
+            if pid == 0:
+                os._exit(int(lock.locked()))
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            deadline = time.monotonic() + 20
+            while done[0] == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.0001)
+    finally:
+        wanted.set()
+        consumer.join()
+
+
+@fork_only
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_thread_may_fork_in_its_work_and_one_that_is_stuck_is_not_waited_for() -> None:
+    """The first doesn't wait for itself, nor does its child; the second is left alone after a second."""
+    assert list(ordered_map(lambda _: forked(), range(4), threads=2, ahead=4, name="forking")) == [7] * 4
+    gate = threading.Event()
+    stuck = ordered_map(lambda _: gate.wait(30), range(1), threads=1, ahead=1, name="stuck")
+    consumer = threading.Thread(target=lambda: list(stuck))
+    consumer.start()
+    time.sleep(0.1)
+    assert forked() == 7
+    gate.set()
+    consumer.join()
