@@ -21,7 +21,7 @@ ALLOWED = 0.97
 
 def bench_crops(contest: Contest, store: Path) -> None:
     """How fast are random crops of JPEGs with verify= "sample" (the default), "always" and "never"?"""
-    _compare(contest, {verify: _epochs(store, verify, train_transform(224), 64) for verify in get_args(Verify)})
+    _compare(contest, {verify: _epochs(store, verify, train_transform(224), 64, 3) for verify in get_args(Verify)})
 
 
 def bench_small(contest: Contest, workspace: Path) -> None:
