@@ -65,7 +65,6 @@ def check(manifest: dict[str, Any], path: str) -> None:
         names = {field["name"] for field in fields}
         sane = (
             _is_count(manifest["count"], 1 << 48)
-            and manifest["count"] > 0
             and isinstance(manifest["digest"], str)
             and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
             and isinstance(fields, list)

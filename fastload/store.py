@@ -148,7 +148,8 @@ class Column:
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
             raise ValueError("a column is read from its store: converting it to an array always copies")
-        return np.concatenate(list(self.chunks())).astype(dtype or self.dtype, copy=False)
+        empty = np.empty((0, *self.shape), self.dtype)
+        return np.concatenate([empty, *self.chunks()]).astype(dtype or self.dtype, copy=False)
 
     def chunks(self) -> Iterator[npt.NDArray[Any]]:
         """The column's rows in order, a view of each chunk; valid while the store is alive."""

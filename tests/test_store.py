@@ -948,7 +948,6 @@ PLAUSIBLE: dict[str, dict[str, Any]] = {
     "labels without a sign": {"columns": {"label": LABEL | {"dtype": "<u8"}}},
     "sizes with a sign": {"columns": {"size": {"dtype": "<i4", "shape": [2], "rows_per_chunk": 7}}},
     "sizes that are real": {"columns": {"size": {"dtype": "<f4", "shape": [2], "rows_per_chunk": 7}}},
-    "no sample": {"count": 0},
     "samples without a name": {"fields": FIELDS[:1]},
     "a mask without its image": {"fields": [*FIELDS, {"name": "m", "kind": "mask", "in": "record"}], "sample": "m"},
     "rows of more dimensions than NumPy has": {"columns": {"label": LABEL | {"shape": [1] * 100}}},
