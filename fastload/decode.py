@@ -13,7 +13,9 @@ that a crop touches are read.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from typing import Any
 
 import cv2
@@ -27,6 +29,10 @@ from .errors import DecodeError
 from .geometry import Box, Plan, Size, read_for, reduced_box, stored_box, upright_size
 from .jpeg import Pixels
 from .resize import resize
+
+if hasattr(os, "register_at_fork"):
+    # OpenCV's pool of threads is not forked: now and then its calls in the child waited for it for ever.
+    os.register_at_fork(after_in_child=functools.partial(cv2.setNumThreads, 0))
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _TIFF = (b"II*\0", b"MM\0*")

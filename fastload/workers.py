@@ -136,9 +136,8 @@ _Queue = queue.SimpleQueue[tuple[Task[Any], int] | None]
 class _ForkGate:
     """Lets the process be forked only while no thread of a crew is at work.
 
-    One that is in the middle of OpenCV, of torch or of a cache may hold a lock there. The child has a copy of it, which
-    nobody ever releases: processes of workers hung so, one in a thousand. A thread that stays at work for longer than
-    `PATIENCE`, in the user's code, is not waited for.
+    One that is in the middle of a cache, of a library or of the user's code may hold a lock there. The child has a copy
+    of it, which nobody ever releases. A thread that stays at work for longer than `PATIENCE` is not waited for.
     """
 
     def __init__(self) -> None:

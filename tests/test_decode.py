@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import mmap
+import os
 import signal
 import struct
 import subprocess
@@ -670,3 +671,19 @@ def test_a_window_beside_the_picture_is_black(resize: bool, window: tuple[int, i
     out = np.ones((5, 5, 3), np.uint8)
     decode.render(image, 1, [beside], out)
     assert not out.any()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows forks nothing")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_opencv_uses_no_pool_of_threads_in_a_forked_process() -> None:
+    """The pool isn't forked: a worker that flipped a picture waited for it for ever, one in a thousand."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(cv2.getNumThreads())
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
