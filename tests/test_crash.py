@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import random
@@ -11,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mounts import mounted
 from PIL import Image
 
 import fastload
@@ -181,21 +181,6 @@ def test_the_system_is_told_to_sync_in_the_right_order(sources: dict[str, Case],
 
 
 # ---- no space
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
-    """A file system in memory at `folder`; the function changes its options. Skips where that is not allowed."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a file system takes root on Linux")
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mount is not permitted here, or knows no such option")
-    try:
-        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True) and None
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 FULL = "no space left on the device; free some and run the same command again"

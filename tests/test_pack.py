@@ -10,10 +10,9 @@ import multiprocessing
 import os
 import re
 import struct
-import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import FrozenInstanceError
 from multiprocessing.connection import Connection
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import simplejpeg
+from mounts import small_disk
 from PIL import Image, ImageOps, PngImagePlugin
 
 import fastload
@@ -1298,21 +1298,6 @@ def test_progress_counts_every_item_once(tmp_path: Path, many: Path) -> None:
         pack(many, tmp_path / f"{workers}.lmdb", workers=workers, progress=lambda *call, to=calls: to.append(call))
         assert calls == [(i + 1, 40) for i in range(40)]
     assert Store(tmp_path / "1.lmdb").manifest["digest"] == Store(tmp_path / "3.lmdb").manifest["digest"]
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Callable[[int], None]]:
-    """A file system of so many megabytes at `folder`; the function makes it larger. Skips where that is not allowed."""
-    folder.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a small file system takes root on Linux")
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mount is not permitted here")
-    try:
-        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}m", folder], check=True) and None
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_full_disk_is_said_and_the_same_command_finishes_later(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ import pickle
 import random
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,6 +26,7 @@ import pytest
 from edits import edited, seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mounts import small_disk
 
 from fastload import record
 from fastload.errors import ChecksumError, FastloadError, PackError, StoreError, StoreFormatError
@@ -502,27 +501,10 @@ def test_a_killed_writer_keeps_what_it_had_committed(tmp_path: Path, moment: obj
 # ---- no space
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Callable[[int], None]]:
-    """A file system of so many megabytes at `folder`; the function makes it larger. Skips where that is not allowed."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a small file system takes root on Linux")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mount is not permitted: {mounted.stderr!r}")
-    try:
-        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}m", folder], check=True) and None
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 @pytest.mark.parametrize("megabytes", [1, 2, 3])
 def test_a_full_disk_is_said_and_the_same_run_goes_on_when_there_is_space(tmp_path: Path, megabytes: int) -> None:
     """PackError names the cause and the next step; what was committed is kept, and the result is whole."""
     disk = tmp_path / "disk"
-    disk.mkdir()
     with small_disk(disk, megabytes) as resize:
         path = disk / "db.lmdb"
         for _ in range(2):
