@@ -15,6 +15,7 @@ signals, order, time-outs, pinning and shutdown are torch's. What is added stand
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import os
@@ -25,7 +26,6 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -47,7 +47,12 @@ _SUSPICIONS = {
     "SIGKILL": " (by the system, if memory ran out)",
     "SIGBUS": " (was a store overwritten or cut while it was open? if not, shared memory may have run out)",
 }
+_TOO_MANY_FILES = (
+    "DataLoader can't take another batch of its workers: too many files are open, and a batch in shared memory is one "
+    'per tensor. Raise the limit (ulimit -n 4096), keep fewer batches, or use worker_type="thread"'
+)
 _WATCH_SECONDS = 1.0  # between two looks whether the main program still runs
+_LOOK_SECONDS = 0.1  # between two looks for dead workers, where nothing wakes up who waits
 
 
 class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
@@ -82,7 +87,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             raise
         finally:
             self._ctrl_c.release()
-        _wait_for_the_living(self._worker_result_queue, self._workers, self._timeout)
+        _wait_for_the_living(self, self._timeout)
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Begin the next pass; the work on it may have begun already."""
@@ -96,7 +101,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         if first_iter:
             self._start_feeding()
         if self._worker_pids_set:
-            torch._C._remove_worker_pids(id(self))  # see `_heard`
+            torch._C._remove_worker_pids(id(self))  # see `_try_get_data`
             self._worker_pids_set = False
         self._ctrl_c.release()  # all workers are known now, and can be ended
         complete = self._ahead is not None and self._rcvd_idx >= self._first_of_ahead
@@ -156,8 +161,7 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
 
     def _get_data(self) -> Any:
         try:
-            with self._heard():
-                received = super()._get_data()  # type: ignore[no-untyped-call]  # torch's
+            received = super()._get_data()  # type: ignore[no-untyped-call]  # torch's
         except Exception as error:  # what should have come is lost
             raise RuntimeError(self._verdict(error)) from error
         self._last_received = received[0]
@@ -165,21 +169,37 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
             self._readers[received[0]] = self._task_info[received[0]][0]
         return received
 
-    @contextlib.contextmanager
-    def _heard(self) -> Iterator[None]:
-        """Let torch's signal handler raise the news of a worker's death here, and nowhere else.
+    def _try_get_data(self, timeout: float = MP_STATUS_CHECK_INTERVAL) -> tuple[bool, Any]:
+        """What has come from the workers, if anything does in `timeout` seconds. Raises if one died meanwhile.
 
-        Torch has it raise at any place: in the middle of the user's code, or of a queue's, whose lock then stays taken.
+        Torch has a signal handler raise the news of a death, wherever the program is then: in the middle of the user's
+        code, of a queue's, whose lock stays taken, or where a file is being opened, which nobody closes any more.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield  # torch looks for the dead every five seconds
-            return
-        torch._C._set_worker_pids(id(self), tuple(worker.pid for worker in self._workers))
-        try:
-            torch._C._error_if_any_worker_fails()
-            yield
-        finally:
-            torch._C._remove_worker_pids(id(self))
+        if self._pin_memory:
+            return self._pinned(timeout)
+        results: Any = self._worker_result_queue
+        reader = results._reader
+        if reader.poll() or reader in wait([reader, *self._sentinels()], timeout):
+            return True, self._data_queue.get()
+        self._raise_if_dead()
+        return False, None
+
+    def _pinned(self, timeout: float) -> tuple[bool, Any]:
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                return True, self._data_queue.get(timeout=min(left, _LOOK_SECONDS))
+            self._raise_if_dead()
+        return False, None
+
+    def _sentinels(self) -> list[Any]:
+        return [worker.sentinel for worker, needed in zip(self._workers, self._workers_status, strict=True) if needed]
+
+    def _raise_if_dead(self) -> None:
+        dead = wait(self._sentinels(), 0)
+        if dead:
+            pids = ", ".join(str(worker.pid) for worker in self._workers if worker.sentinel in dead)
+            raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly")
 
     def _process_data(self, data: Any, *worker: int) -> Any:  # torch 2.6 doesn't say which worker
         sent = self._rcvd_idx - 1 if self._in_order else self._last_received
@@ -236,7 +256,9 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
                 worker.join(PATIENCE)
         words = [str(error).strip()]
         timed_out = words[0].startswith("DataLoader timed out")
-        if not words[0].startswith(("DataLoader", "Pin memory")):
+        if getattr(error, "errno", None) == errno.EMFILE or "ancdata" in words[0]:  # a message without its descriptors
+            words = [_TOO_MANY_FILES]
+        elif not words[0].startswith(("DataLoader", "Pin memory")):
             words = [f"What a DataLoader worker sent can't be received: {type(error).__name__}: {words[0]}"]
         for number, worker in enumerate(self._workers):
             at_work = self._at_work(number)
@@ -259,22 +281,25 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         return ""
 
 
-def _wait_for_the_living(results: Any, workers: list[Any], timeout: float) -> None:
-    """Have the rest of a message waited for no longer than its sender may live, or than `timeout` seconds.
+def _wait_for_the_living(iterator: ProcessIterator, timeout: float) -> None:
+    """Have the rest of a message waited for no longer than workers live, or than `timeout` seconds, if not 0.
 
     A message that ends in the middle is no end of the pipe: the other workers hold it open.
     """
+    results: Any = iterator._worker_result_queue
     reader = results._reader
     if not isinstance(reader, Connection):  # a pipe of Windows: messages come whole
         return
     readable = select.poll()
     readable.register(reader, select.POLLIN)
+    iterator = weakref.proxy(iterator)
 
     def read(handle: int, size: int) -> bytes:
-        while not readable.poll(1000 * (timeout or MP_STATUS_CHECK_INTERVAL)):
-            if timeout:
+        if not readable.poll(0):
+            ready = wait([handle, *iterator._sentinels()], timeout or None)
+            if not ready:
                 raise TimeoutError(f"DataLoader timed out after {timeout} seconds")
-            if any(worker.exitcode is not None for worker in workers):
+            if handle not in ready:
                 raise EOFError("it ends in the middle")
         return os.read(handle, size)
 
