@@ -147,6 +147,4 @@ def head_checksum(data: bytes | memoryview) -> int:
 
 
 def _checksum_of_head(view: memoryview, payload_start: int) -> int:
-    digest = xxhash.xxh3_64(view[:_CHECKED])
-    digest.update(view[_HEAD.size : payload_start])
-    return digest.intdigest()
+    return checksum(b"".join((view[:_CHECKED], view[_HEAD.size : payload_start])))

@@ -228,7 +228,7 @@ class Store:
         self.places = self.columns.pop(PLACES)
         self._chunks: dict[tuple[str, int], npt.NDArray[Any]] = {}
         self._spans: dict[str, _Span] = {}
-        self._seen: npt.NDArray[np.bool_] | None = None
+        self._rows_seen = _Seen(self._count)
 
     @property
     def image_channels(self) -> int:
@@ -292,18 +292,14 @@ class Store:
         """Of images that were read from the raw column, the places of those that are to be checked and are damaged."""
         if self.verify == "never":
             return []
-        places = np.arange(len(indices))
-        if self.verify == "sample":
-            if self._seen is None:
-                self._seen = np.zeros(len(self), bool)
-            places = np.flatnonzero(~self._seen[indices])
+        places = np.arange(len(indices)) if self.verify == "always" else self._rows_seen.places_of_new(indices)
         if not len(places):
             return []
         rows = images.reshape(len(images), -1)
         expected = self.columns["checksum"].gather(indices[places]).tolist()
         wrong = [p for p, c in zip(places.tolist(), expected, strict=True) if record.checksum(rows[p].data) != c]
-        if self._seen is not None:
-            self._seen[np.delete(indices[places], np.searchsorted(places, wrong))] = True
+        if self.verify == "sample":
+            self._rows_seen.add(np.delete(indices[places], np.searchsorted(places, wrong)))
         return wrong
 
     def quarantine(self) -> list[dict[str, str]]:
@@ -386,6 +382,40 @@ class Store:
             span = _Span.of([self._chunk(column, chunk, spec) for chunk in chunks], spec.row_bytes)
             self._spans[column] = span
         return span
+
+
+class _Seen:
+    """The rows of a column that were read and found sound. What is never asked for takes up no memory."""
+
+    _STRETCH = 1 << 16
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._seen: npt.NDArray[np.bool_] | None = None
+        self._all_below = 0
+
+    def add(self, rows: npt.NDArray[np.int64]) -> None:
+        """Note that they are sound."""
+        if self._seen is not None:
+            self._seen[rows] = True
+
+    def places_of_new(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where in `rows` those stand that were not added yet.
+
+        Once all were, it takes no look any more: whoever finds nothing new looks through another stretch of them.
+        """
+        if self._all_below == self._count:
+            return _NONE
+        if self._seen is None:
+            self._seen = np.zeros(self._count, bool)
+        new = np.flatnonzero(~self._seen[rows])
+        begin = self._all_below
+        if not len(new) and (stretch := self._seen[begin : begin + self._STRETCH]).all():
+            self._all_below = begin + len(stretch)
+        return new
+
+
+_NONE = np.empty(0, np.int64)
 
 
 class _Columns(dict[str, Column]):

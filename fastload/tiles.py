@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,12 +111,12 @@ def splice(field: Field, box: Box) -> Spliced | None:
     starts, leads, lead_ins_at = _layout(index, len(payload), scan, rows, in_row)
     checksums = struct.unpack_from(f"<{-(-len(payload) // PIECE)}Q", index, _HEAD.size)
     begins = starts[top * in_row + left : bottom * in_row : in_row].tolist()
-    ends = starts[top * in_row + right : bottom * in_row + 1 : in_row]
+    ends = starts[top * in_row + right : bottom * in_row + 1 : in_row].tolist()
     if right < in_row:
         bits = (leads[top * inner + right - 1 : bottom * inner : inner] >> 5).tolist()
     else:
         bits = [0] * (bottom - top)
-        ends -= 2  # without the marker
+        ends = [end - 2 for end in ends]  # without the marker
     if left:
         lengths = leads & 31
         here = slice(top * inner + left - 1, bottom * inner, inner)
@@ -133,10 +133,9 @@ def splice(field: Field, box: Box) -> Spliced | None:
     _SIZE.pack_into(header, len(header) - 19 - 5 * components, *size)
     _INTERVAL.pack_into(header, len(header) - 10 - 2 * components, last - first)
     parts: list[bytes | bytearray | memoryview] = [b"\xff\xd8", header]
-    checked = _check(payload, checksums, head, scan) if field.checked else len(payload)
-    for row, (begin, end, bit) in enumerate(zip(begins, ends.tolist(), bits, strict=True)):
-        if end > checked:
-            checked = _check(payload, checksums, max(begin, checked), end)
+    if field.checked:
+        _check(payload, checksums, [head, *begins], [scan, *ends])
+    for row, (begin, end, bit) in enumerate(zip(begins, ends, bits, strict=True)):
         if left:
             parts.append(lead_ins[row])
         if bit:
@@ -193,15 +192,18 @@ def _layout(
     return starts, np.frombuffer(index, np.uint8, rows * (in_row - 1), leads_at), lead_ins_at
 
 
-def _check(payload: bytes | memoryview, checksums: Sequence[int], begin: int, end: int) -> int:
-    """Compare the checksums of the pieces that hold the bytes from begin to end; return where those pieces end."""
-    last = -(-end // PIECE)
-    for piece in range(begin // PIECE, last):
-        if checksum(payload[piece * PIECE : (piece + 1) * PIECE]) != checksums[piece]:
-            raise ChecksumError(
-                "the bytes differ from what was packed (checksum mismatch); restore the store from a copy or pack again"
-            )
-    return last * PIECE
+def _check(payload: bytes | memoryview, checksums: Sequence[int], begins: Iterable[int], ends: Iterable[int]) -> None:
+    """Compare the checksums of the pieces that hold these stretches of bytes, which come in order; each piece once."""
+    checked = 0
+    for begin, end in zip(begins, ends, strict=True):
+        while checked < end:
+            start = max(checked, begin // PIECE * PIECE)
+            checked = start + PIECE
+            if checksum(payload[start:checked]) != checksums[start // PIECE]:
+                raise ChecksumError(
+                    "the bytes differ from what was packed (checksum mismatch); restore the store from a copy or pack "
+                    "again"
+                )
 
 
 def build_index(
