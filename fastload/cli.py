@@ -127,7 +127,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exif", choices=get_args(Exif), default="apply", help="EXIF orientation (default: %(default)s)"
     )
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="leave larger images out")
+    _max_pixels(parser)
     parser.add_argument("--no-tiles", dest="tiles", action="store_false", help="keep JPEGs' own bytes")
     parser.add_argument("--strip", action="store_true", help="drop EXIF, ICC profiles and comments of re-cut JPEGs")
     parser.add_argument(
@@ -241,6 +241,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     also.add_argument("--quarantine", action="store_true", help="list what was left out while packing, and why")
     also.add_argument("--stats", action="store_true", help="also read all images: mean and std, samples of each class")
     parser.add_argument("--workers", type=int, metavar="N", help="threads for --stats (default: all usable cores)")
+    _max_pixels(parser)
     _json(parser)
     parser.set_defaults(run=_info)
 
@@ -296,7 +297,8 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
     from .stats import statistics
 
     with _progress("reading") as progress:
-        found = statistics(arguments.store, workers=arguments.workers, progress=progress)
+        options = {"workers": arguments.workers, "max_pixels": arguments.max_pixels}
+        found = statistics(arguments.store, **options, progress=progress)
     if found.failures:
         where = shlex.quote(arguments.store)
         names = f"`fastload verify --decode {where}` names {'it' if found.failures == 1 else 'them'}"
@@ -345,6 +347,7 @@ def _histogram(bins: Sequence[tuple[int, int, int]]) -> Table:
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="DB")
     parser.add_argument("--decode", action="store_true", help="also decode every image")
+    _max_pixels(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
     _json(parser)
     parser.set_defaults(run=_verify)
@@ -354,7 +357,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     from .verify import verify
 
     with _progress("verifying") as progress:
-        report = verify(arguments.store, decode_images=arguments.decode, workers=arguments.workers, progress=progress)
+        report = verify(
+            arguments.store,
+            decode_images=arguments.decode,
+            workers=arguments.workers,
+            max_pixels=arguments.max_pixels,
+            progress=progress,
+        )
     if arguments.json:
         print(json.dumps(asdict(report)))
     else:
@@ -374,6 +383,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--failures", action="store_true", help="samples that can't be decoded")
     parser.add_argument("--count", type=int, default=32, metavar="N", help="at most so many (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="default: %(default)s")
+    _max_pixels(parser)
     _transform(parser, "none")
     parser.set_defaults(run=_show)
 
@@ -387,13 +397,14 @@ def _show(arguments: argparse.Namespace) -> int:
         raise ValueError(f"the folder {folder} does not exist; make it first")
     if os.path.splitext(arguments.output)[1].lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{arguments.output} is no name of a picture; end it in .png")
-    found = find(arguments.store, arguments.index, of_class=arguments.of_class, damaged=arguments.failures)
+    limit = {"max_pixels": arguments.max_pixels}
+    found = find(arguments.store, arguments.index, of_class=arguments.of_class, damaged=arguments.failures, **limit)
     if arguments.count < 1:
         raise ValueError(f"count is {arguments.count}; a sheet shows at least 1 sample")
     chosen = spread(found, arguments.count)
     if not chosen:
         raise ValueError(f"{arguments.store} has no such samples; nothing is drawn")
-    dataset = ImageDataset(arguments.store, _chosen_transform(arguments))
+    dataset = ImageDataset(arguments.store, _chosen_transform(arguments), **limit)
     dataset.show(chosen, columns=arguments.columns).save(arguments.output)
     print(f"{arguments.output}: {len(chosen)} of {_count(len(found), 'sample')}")
     return 0
@@ -423,6 +434,7 @@ def _add_unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", type=int, metavar="N", help="samples in each of out-000000.tar, ... (default: all in one)"
     )
+    _max_pixels(parser)
     parser.set_defaults(run=_unpack)
 
 
@@ -431,7 +443,8 @@ def _unpack(arguments: argparse.Namespace) -> int:
 
     target, size = arguments.target, arguments.shard_size
     with _progress("unpacking") as progress:
-        count = unpack(arguments.store, target, format=arguments.format, shard_size=size, progress=progress)
+        options = {"format": arguments.format, "shard_size": size, "max_pixels": arguments.max_pixels}
+        count = unpack(arguments.store, target, **options, progress=progress)
     if size is not None:
         shards = shard_names(target, max(1, -(-count // size)))
         target = shards[0] if len(shards) == 1 else f"{shards[0]} to {os.path.basename(shards[-1])}"
@@ -652,6 +665,12 @@ def _made(name: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.split(".")[0]):
             raise ValueError(f"there is no module {module_name!r} in {os.getcwd()} or on Python's path") from None
         raise RuntimeError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def _max_pixels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="leave larger images out (default: %(default)s)"
+    )
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ from .cache import ImageCache
 from .errors import ChecksumError, ColumnError, DecodeError, FastloadError, StoreError, TooManyFailures
 from .failures import Failures
 from .fields import leaves, restore
-from .geometry import REDUCTIONS, Box, Plan, Size, upright_size
+from .geometry import MAX_PIXELS, REDUCTIONS, Box, Plan, Size, upright_size
 from .order import Drawn, SampleRandom, mix64
 from .placeholders import IGNORE_LABEL, VALID, check_ignore_label, ignored, placeholder, with_valid
 from .store import Column as StoreColumn
@@ -88,6 +88,8 @@ class ImageDataset(Dataset[Any]):
     seed: random transforms draw from (seed, epoch, index), for the same picture with any number of workers.
     verify: when what is read is held against its checksum: "sample" (each sample when it's read), "always" (raw ones
         each time too), or "never"; see `Store`.
+    max_pixels: larger images can't be decoded. (Where pictures have the size of their image, the placeholder has one
+        pixel.) A few bytes of a stranger's store can be one of any size, which takes up to 30 bytes of memory a pixel.
 
     Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none. Real-valued
     ones are float32, NaN where there are none, and for placeholders. A store of
@@ -133,11 +135,12 @@ class ImageDataset(Dataset[Any]):
         scaled_decode: bool = True,
         seed: int = 0,
         verify: Verify = "sample",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         for name, value, allowed in (("image_type", image_type, ImageType), ("on_error", on_error, OnError)):
             if value is not None and value not in get_args(allowed):
                 raise ValueError(f"{name} is {value!r}; it may be {', '.join(get_args(allowed))}")
-        self.store = Store(path, verify=verify)
+        self.store = Store(path, verify=verify, max_pixels=max_pixels)
         schema = self.store.schema
         self.transform = Compose.of(transform)
         self.target_transform = target_transform
@@ -281,6 +284,7 @@ class ImageDataset(Dataset[Any]):
         size = self._sizes(np.array([index]))[0]
         box = Plan.whole(size).box if region is None else _box(region)
         if not box.inside(size):
+            self._stored(index, size)  # an error of its own, if it is damaged or too large
             raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
         if reduce == 1 and not gray:
             out: Values = np.empty((box.height, box.width, self.channels), self.image_dtype)
@@ -450,17 +454,14 @@ class ImageDataset(Dataset[Any]):
         return [np.uint8 if all((chunk <= 255).all() for chunk in column.chunks()) else np.int32 for column in columns]
 
     def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
+        """What memory is taken for: for images that are too large to be read, that of one pixel."""
         if not self._has_images:
             return [(0, 0)] * len(indices)
         sizes = self.store.columns["size"].gather(indices)
         areas = sizes.prod(axis=1, dtype=np.float64)
         if not areas.all():
             raise ColumnError(f"{self.store.path}: column 'size' has images without pixels; the store is damaged")
-        if areas.max(initial=0) > self.store.max_pixels:
-            raise ColumnError(
-                f"{self.store.path}: column 'size' has an image of {areas.max():.0f} pixels, the store says that "
-                f"it was packed with max_pixels={self.store.max_pixels}; it is damaged"
-            )
+        sizes[areas > self.store.max_pixels] = 1
         return [(height, width) for height, width in sizes.tolist()]
 
     def _draw(
@@ -711,8 +712,7 @@ class Reading:
 def _check_size(found: tuple[int, ...], size: Size) -> None:
     if found != size:
         raise StoreError(
-            f"the image has {found[1]} x {found[0]} pixels, the size column says {size[1]} x {size[0]}; the store is "
-            "damaged"
+            f"the image has {found[1]} x {found[0]} pixels, the size column says otherwise; the store is damaged"
         )
 
 

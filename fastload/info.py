@@ -10,6 +10,7 @@ import numpy as np
 
 from . import blocks
 from .errors import FastloadError
+from .geometry import MAX_PIXELS
 from .store import Store
 from .values import Value
 from .verify import verify
@@ -72,15 +73,17 @@ def find(
     *,
     of_class: str | None = None,
     damaged: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[int]:
     """The indices of samples: those given, or all; of these the ones of a class; of these the ones that are damaged.
 
     of_class: a name or a number; in a store with masks, those whose mask shows it; with boxes, those that have one.
+    max_pixels: larger images count as damaged.
 
     Raises:
         ValueError: there is no such class, or no such sample.
     """
-    store = Store(path)
+    store = Store(path, max_pixels=max_pixels)
     wrong = [index for index in indices or () if not 0 <= index < len(store)]
     if wrong:
         raise ValueError(f"there is no sample {wrong[0]}: {store.path} has {len(store)}")
@@ -93,7 +96,7 @@ def find(
             index for index in found if _shows(store, index, names[of_class] if of_class in names else int(of_class))
         ]
     if damaged:
-        wanted = {damage.index for damage in verify(path, decode_images=True).damaged}
+        wanted = {damage.index for damage in verify(path, decode_images=True, max_pixels=max_pixels).damaged}
         found = [index for index in found if index in wanted]
     return found
 

@@ -85,7 +85,6 @@ def check(manifest: dict[str, Any], path: str) -> None:
             and all(_layout(columns[f"{mask}_checksum"]) == ("<u8", []) for mask in masks)
             and all(isinstance(manifest.get(name, default), type(default)) for name, default in _REMARKS.items())
             and all(isinstance(name, str) for name in manifest.get("tiles", []))
-            and _is_count(manifest.get("options", {}).get("max_pixels", 0), 1 << 64)
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreFormatError(f"{path}: the manifest lacks {error}; the store is damaged") from error

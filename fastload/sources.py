@@ -261,7 +261,7 @@ def open_source(
         "tar": lambda: _of_samples(path, tar_shards.read_shards(path), "tar", kinds),
         "parquet": lambda: _parquet(path, part, image_column, label_columns, kinds),
         "dicom": lambda: _dicom(path, ignore, label_from, header, window, rescale, max_pixels),
-        "store": lambda: _store(path),
+        "store": lambda: _store(path, max_pixels),
     }
     source = builders[format]()
     if source.read is read_files:
@@ -492,9 +492,9 @@ def _labelme(path: str, class_list: str | os.PathLike[str] | None, max_pixels: i
     )
 
 
-def _store(path: str) -> Source:
+def _store(path: str, max_pixels: int) -> Source:
     """The samples of a store, and after them what was left out of it, with the old reasons."""
-    store = Store(path)
+    store = Store(path, max_pixels=max_pixels)
     column = store.columns["label"]
     rows = itertools.chain.from_iterable(chunk.reshape(len(chunk), -1).tolist() for chunk in column.chunks())
     items = [Item(f"sample {index}", path, tuple(labels), None, index) for index, labels in enumerate(rows)]

@@ -25,7 +25,7 @@ from . import decode, masks, record
 from .blocks import Values, as_unsigned
 from .doctor import usable_cores
 from .errors import DecodeError, FastloadError, StoreError
-from .geometry import Plan, upright_size
+from .geometry import MAX_PIXELS, Plan, upright_size
 from .jpeg import Pixels
 from .store import Column, Store
 from .transforms import full_scale
@@ -72,11 +72,13 @@ def statistics(
     path: str | os.PathLike[str],
     *,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
     """Read all images of a store, and their masks, and count their values.
 
-    workers: threads, all usable cores by default. progress: called with (samples done, samples in all).
+    workers: threads, all usable cores by default. max_pixels: larger images are not decoded. progress: called with
+    (samples done, samples in all).
 
     Raises:
         FileNotFoundError, StoreFormatError: see `Store`.
@@ -86,7 +88,7 @@ def statistics(
         >>> found = fastload.stats.statistics("db.lmdb")  # after `import fastload.stats`
         >>> normalize = fastload.transforms.Normalize(found.mean, found.std)
     """
-    store = Store(path)
+    store = Store(path, max_pixels=max_pixels)
     if store.schema.image is None:
         raise StoreError(f"{store.path} has no images; its fields are {', '.join(s.name for s in store.schema.specs)}")
     dtype = store.image_dtype
@@ -151,7 +153,7 @@ def _of_sample(store: Store, index: int) -> _Part:
     try:
         size = tuple(store.columns["size"].view(index).tolist())
         column = store.columns.get("image")
-        fields = dict(zip(store.field_names, record.parse(store.view(index)), strict=False))
+        fields = dict(zip(store.field_names, store.fields(index), strict=True))
         image = histogram(_pixels(store, fields["image"], size) if column is None else column.view(index))
         mask = _mask_values(store, index, fields["mask"], size) if "mask" in store.masks else nothing
     except (FastloadError, KeyError):

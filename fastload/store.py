@@ -36,6 +36,7 @@ import functools
 import itertools
 import json
 import math
+import operator
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ import numpy.typing as npt
 import torch
 
 from . import manifest, record, toc
-from .errors import ChecksumError, ColumnError, StoreError, StoreFormatError
+from .errors import ChecksumError, ColumnError, DecodeError, StoreError, StoreFormatError
 from .fields import Schema
 from .geometry import MAX_PIXELS
 from .lmdb_pages import Pages, begins_like_lmdb
@@ -182,6 +183,7 @@ class Store:
         a raw column only when this process reads it first: to check one takes longer than to gather it. "never": not at
         all; lengths and places are looked at even so, so that damage may be shown, but can't end the process. The
         manifest and columns are checked once, at first use; these not with "never".
+    max_pixels: images and masks with more are errors: a few bytes of a stranger's store can be one of any size.
 
     Attributes:
         path: absolute path of the file.
@@ -190,25 +192,29 @@ class Store:
         schema: what a sample consists of (see `fields`).
         masks: the names of the masks that come with each image, and the value of what lies outside of each.
         image_dtype: the NumPy type of the images: uint8, uint16 or int16.
-        max_pixels: what no image is larger than.
         columns: the per-sample arrays by name (`label`, `size`, `bytes`, `checksum`, perhaps `image`).
         places: offset and length of each record in the file, and the checksum of its head: a column too.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
         StoreFormatError: the file is no store, is cut short, or is of a newer format version.
-        ValueError: verify is none of these.
+        ValueError: verify is none of these, or max_pixels less than 1.
 
     Example:
         >>> store = fastload.Store("db.lmdb")
         >>> len(store), store[0].name, store.columns["label"][0]
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, verify: Verify = "sample") -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, verify: Verify = "sample", max_pixels: int = MAX_PIXELS
+    ) -> None:
         if verify not in get_args(Verify):
             raise ValueError(f"verify is {verify!r}; it may be {', '.join(get_args(Verify))}")
+        if operator.index(max_pixels) < 1:
+            raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1")
         self.path = os.path.abspath(path)
         self.verify: Verify = verify
+        self.max_pixels = max_pixels
         self.manifest = self._read_manifest(self._file)
         self._describe()
 
@@ -220,7 +226,6 @@ class Store:
         self.masks: dict[str, int] = {spec.name: spec.fill for spec in self.schema.of_kind("mask")}
         image = self.schema.image
         self.image_dtype: np.dtype[Any] = np.dtype("uint8" if image is None else image.dtype or "uint8")
-        self.max_pixels: int = self.manifest["options"].get("max_pixels", MAX_PIXELS)
         self._count: int = self.manifest["count"]
         self.columns = _Columns(self.path)
         for name, c in self.manifest["columns"].items():
@@ -249,7 +254,7 @@ class Store:
 
     def name(self, index: int) -> str:
         """The source's name of sample `index`, even where its image is damaged."""
-        fields = dict(zip(self.field_names, self.fields(range(len(self))[index]), strict=True))
+        fields = dict(zip(self.field_names, self._parsed(range(len(self))[index]), strict=True))
         fields["name"].verify()
         return bytes(fields["name"].payload).decode("utf-8", "surrogateescape")
 
@@ -259,7 +264,18 @@ class Store:
         Raises:
             StoreFormatError, ChecksumError: the record is damaged.
             ColumnError: so is the column of where the records are.
+            DecodeError: an image or a mask is too large.
         """
+        fields = self._parsed(index)
+        for field in fields:
+            if field.width * field.height > self.max_pixels:
+                raise DecodeError(
+                    f"{field.width} x {field.height} pixels are more than the limit of {self.max_pixels}; max_pixels= "
+                    "(--max-pixels) raises it"
+                )
+        return fields
+
+    def _parsed(self, index: int) -> list[record.Field]:
         fields = record.parse(self.view(index), self.verify != "never")
         if len(fields) != len(self.field_names):
             names = ", ".join(self.field_names)
@@ -335,7 +351,7 @@ class Store:
         return bool((places[:, :2] != rows).any())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "verify": self.verify, "manifest": self.manifest}
+        return {"path": self.path, "verify": self.verify, "max_pixels": self.max_pixels, "manifest": self.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

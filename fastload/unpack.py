@@ -28,6 +28,7 @@ from . import blocks, decode, headers, record
 from .blocks import Values
 from .errors import DecodeError, FastloadError, StoreError
 from .fields import Spec, restore
+from .geometry import MAX_PIXELS
 from .member_values import IMAGES, is_known
 from .store import Record, Store
 from .values import Value
@@ -53,6 +54,7 @@ def unpack(
     *,
     format: Target = "folder",
     shard_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write the samples of a store to files.
@@ -73,7 +75,8 @@ def unpack(
 
     Other fields lie beside the image as `NAME.FIELD.txt`, `.npy`, `.json` or `.bin`, in shards as such members.
 
-    Returns the number of samples. progress: called with (samples done, samples in all).
+    Returns the number of samples. max_pixels: larger images count as damaged. progress: called with (samples done,
+    samples in all).
 
     Raises:
         FileExistsError: the target is there already.
@@ -84,7 +87,7 @@ def unpack(
         raise ValueError(f"format is {format!r}; it may be {' or '.join(get_args(Target))}")
     if shard_size is not None and (format != "tar" or shard_size < 1):
         raise ValueError(f"shard_size is {shard_size} for format {format!r}; it goes with tar, and is at least 1")
-    store = Store(path)
+    store = Store(path, max_pixels=max_pixels)
     target = Path(target)
     damaged: list[str] = []
     with _Folder(store, target) if format == "folder" else _Shards(store, target, shard_size) as files:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from . import blocks, decode, record
 from .doctor import usable_cores
 from .errors import ChecksumError, ColumnError, DecodeError, FastloadError, StoreError, StoreFormatError
-from .geometry import upright_size
+from .geometry import MAX_PIXELS, upright_size
 from .manifest import PLACES
 from .store import Column, Record, Store
 from .values import Value
@@ -39,17 +39,18 @@ def verify(
     *,
     decode_images: bool = False,
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Check all checksums of a store: columns, record heads, fields; and LMDB's trees. Damage is listed, not raised.
 
     decode_images: also decode every image, whole and tile by tile. workers: threads, all usable cores by default.
-    progress: called with (samples done, samples in all).
+    max_pixels: larger images count as damaged. progress: called with (samples done, samples in all).
 
     Raises:
         FileNotFoundError, StoreFormatError: the file is missing, no store, cut short, or of a newer format.
     """
-    store = Store(path, verify="always")
+    store = Store(path, verify="always", max_pixels=max_pixels)
     damaged = [*_check_columns(store), *_check_others(store)]
     if PLACES in (damage.name for damage in damaged):
         return VerifyReport(len(store), tuple(damaged))

@@ -26,7 +26,7 @@ from PIL import Image
 import fastload
 from fastload import cli, record
 from fastload.cli import main
-from fastload.store import ColumnSpec
+from fastload.store import ColumnSpec, Store
 from fastload.store_writer import StoreWriter
 
 Run = Callable[..., "Outcome"]
@@ -389,6 +389,27 @@ def test_verify_of_a_damaged_store_is_status_1(run: Run, store_path: Path, tmp_p
     as_json = run("verify", damaged, "--json")
     assert as_json.status == 1
     assert [entry["index"] for entry in as_json.json["damaged"]] == [5]
+
+
+def test_max_pixels_holds_for_whatever_reads_a_store(run: Run, store_path: Path, tmp_path: Path) -> None:
+    """Larger images than a stranger's store should have are not decoded, and are named; also when it is packed."""
+    limit, more = ("--max-pixels", "5000"), "pixels are more than the limit of 5000; max_pixels= (--max-pixels) raises"
+    large = int((np.asarray(Store(store_path).columns["size"]).astype(int).prod(axis=1) > 5000).sum())
+    count = len(Store(store_path))
+    assert 0 < large < count
+    outcome = run("verify", store_path, *limit)
+    assert (outcome.status, outcome.out.count(more)) == (1, large)
+    outcome = run("unpack", store_path, tmp_path / "out", *limit)
+    assert (outcome.status, len([*(tmp_path / "out").rglob("*.jpg")])) == (1, count - large)
+    assert f"{large} of {count} samples are damaged" in outcome.err
+    assert more in outcome.err
+    outcome = run("info", "--stats", "--json", store_path, *limit)
+    assert json.loads(outcome.out)["stats"]["failures"] == large
+    outcome = run("show", store_path, "-o", tmp_path / "a.png", "--failures", *limit)
+    assert (outcome.status, outcome.out) == (0, f"{tmp_path / 'a.png'}: {large} of {large} samples\n")
+    outcome = run("pack", store_path, tmp_path / "new.lmdb", *limit)
+    assert (outcome.status, len(Store(tmp_path / "new.lmdb"))) == (3, count - large)
+    assert run("info", "--quarantine", tmp_path / "new.lmdb").out.count("more than the limit of 5000") == large
 
 
 def test_verify_names_a_damaged_column(run: Run, store_path: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -972,12 +973,40 @@ def test_a_size_that_raw_images_do_not_have_is_an_error(raw_store_path: Path, tm
         ImageDataset(path).read(BAD)
 
 
-def test_a_size_beyond_the_store_s_own_limit_is_damage(store_path: Path, tmp_path: Path) -> None:
-    """No memory is taken for it, whatever is to become of the picture."""
-    for transform in (None, RandomResizedCrop(8)):
-        dataset = ImageDataset(with_sizes(store_path, tmp_path / "db.lmdb", (4278190088, 4278190088)), transform)
-        with pytest.raises(ColumnError, match=r"an image of \d{20} pixels, the store says .* max_pixels=268435456"):
-            dataset.__getitems__([4, BAD])
+@pytest.mark.parametrize("transform", [None, RandomResizedCrop(8)])
+def test_no_memory_is_taken_for_a_size_that_is_too_large(store_path: Path, tmp_path: Path, transform: Any) -> None:
+    """The size column says so, the record doesn't: a bad sample."""
+    dataset = ImageDataset(with_sizes(store_path, tmp_path / "db.lmdb", (4278190088, 4278190088)), transform)
+    batch = dataset.__getitems__([4, BAD])
+    assert (batch.labels == -100).tolist() == [False, True]
+    assert "the size column says otherwise" in dataset.failures[BAD]
+    for region in (None, (0, 0, 9, 9)):
+        with pytest.raises(StoreError, match="the size column says otherwise"):
+            dataset.read(BAD, region)
+
+
+@pytest.mark.parametrize(("transform", "size"), [(None, 1), (RandomResizedCrop(8), 8)])
+def test_images_beyond_max_pixels_are_bad_samples(store_path: Path, transform: Any, size: int) -> None:
+    """A stranger's store may have any in a few bytes: none is decoded, and no placeholder is of that size."""
+    heights, widths = np.asarray(Store(store_path).columns["size"]).T.astype(int)
+    areas = heights * widths
+    limit, large = int(np.median(areas)), int(areas.argmax())
+    dataset = ImageDataset(store_path, transform, max_pixels=limit)
+    sides = f"({widths[large]} x {heights[large]}|{heights[large]} x {widths[large]})"  # as stored
+    reason = rf"{sides} pixels are more than the limit of {limit}; max_pixels= "
+    for opened in (dataset, pickle.loads(pickle.dumps(dataset))):
+        batch = opened.__getitems__(range(len(dataset)))
+        assert ((batch.labels == -100).numpy() == (areas > limit)).all()
+        assert set(opened.failures) == set(np.flatnonzero(areas > limit).tolist())
+        assert re.match(reason, opened.failures[large])
+    assert dataset[large][0].shape == (3, size, size)
+    for options in ({}, {"region": (0, 0, 9, 9)}, {"reduce": 2}, {"gray": True}):
+        with pytest.raises(DecodeError, match=reason):
+            dataset.read(large, **options)  # type: ignore[arg-type]
+    assert dataset.store.name(large) == Store(store_path)[large].name
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=r"max_pixels is .*; it must be at least 1"):
+            ImageDataset(store_path, max_pixels=wrong)
 
 
 @pytest.mark.parametrize("size", [(16, 0), (0, 16), (0, 0)])
