@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -125,9 +126,12 @@ def reduced(image: Values | record.Field, box: Box, reduction: int, *, gray: boo
         crop = _crop(image, stored)
     if gray and crop.shape[2] == 3:
         crop = _luma(crop)
+    averaged = not scaled and reduction > 1
+    if averaged and orientation == 1:
+        return _averaged(crop, reduction)
     out = np.empty((box.height, box.width, crop.shape[2]), crop.dtype)
     _turn(crop, orientation, out)
-    return out if scaled or reduction == 1 else _averaged(out, reduction)
+    return _averaged(out, reduction) if averaged else out
 
 
 def with_channels(image: Values, channels: int) -> Values:
@@ -139,9 +143,13 @@ def with_channels(image: Values, channels: int) -> Values:
 
 def _luma(colours: Values) -> Values:
     """ITU-R 601, one channel; of 16 bits in float32, rounded."""
-    deep = colours.dtype != np.uint8
-    luma = cv2.cvtColor(colours.astype(np.float32) if deep else colours, cv2.COLOR_RGB2GRAY)
-    return (np.rint(luma).astype(colours.dtype) if deep else luma)[..., np.newaxis]  # type: ignore[return-value]
+    luma: Values = np.empty((*colours.shape[:2], 1), colours.dtype)
+    if colours.dtype == np.uint8:
+        cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY, luma)
+        return luma
+    for rows in _bands(colours.shape):
+        luma[rows, :, 0] = np.rint(cv2.cvtColor(colours[rows].astype(np.float32), cv2.COLOR_RGB2GRAY))
+    return luma
 
 
 def _averaged(image: Values, reduction: int) -> Values:
@@ -152,11 +160,14 @@ def _averaged(image: Values, reduction: int) -> Values:
         height, width, channels = image.shape
         small = Image.fromarray(image if channels == 3 else image[..., 0]).reduce(reduction)
         return np.array(small).reshape(-(-height // reduction), -(-width // reduction), channels)
-    sums, counts = image.astype(np.int64), np.ones((*image.shape[:2], 1), np.int64)
-    for axis in (0, 1):
-        starts = np.arange(0, image.shape[axis], reduction)
-        sums, counts = np.add.reduceat(sums, starts, axis), np.add.reduceat(counts, starts, axis)
-    means: Values = ((2 * sums + counts) // (2 * counts)).astype(image.dtype)
+    means = np.empty((*(-(-side // reduction) for side in image.shape[:2]), image.shape[2]), image.dtype)
+    for rows in _bands(image.shape, reduction):
+        sums = image[rows].astype(np.int64)
+        counts = np.ones((*sums.shape[:2], 1), np.int64)
+        for axis in (0, 1):
+            starts = np.arange(0, sums.shape[axis], reduction)
+            sums, counts = np.add.reduceat(sums, starts, axis), np.add.reduceat(counts, starts, axis)
+        means[rows.start // reduction : -(-rows.stop // reduction)] = (2 * sums + counts) // (2 * counts)
     return means
 
 
@@ -167,11 +178,14 @@ def tiles_show(field: record.Field, pixels: Values) -> bool:
 
 def same(image: Values, other: Values) -> bool:
     """Whether two images are equal, some rows at a time: NumPy keeps a byte for each pixel that it compares."""
-    rows = max(1, _PIXELS_AT_ONCE // image.shape[1])
-    tops = range(0, image.shape[0], rows)
-    return image.shape == other.shape and all(
-        np.array_equal(image[top : top + rows], other[top : top + rows]) for top in tops
-    )
+    return image.shape == other.shape and all(np.array_equal(image[rows], other[rows]) for rows in _bands(image.shape))
+
+
+def _bands(shape: Sequence[int], multiple: int = 1) -> Iterator[slice]:
+    """The rows of an image, as many at a time as have a million pixels, and a multiple of so many."""
+    height, width = shape[:2]
+    count = max(1, _PIXELS_AT_ONCE // (width * multiple)) * multiple
+    return (slice(top, min(top + count, height)) for top in range(0, height, count))
 
 
 def _crop(image: Values, box: Box) -> Values:
@@ -294,10 +308,8 @@ def _as_rgb(image: Any) -> Pixels:
     """A picture of Pillow's as RGB, some rows at a time: at once it would be in memory four times."""
     image.load()
     out = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(1, _PIXELS_AT_ONCE // image.width)
-    for top in range(0, image.height, rows):
-        part = out[top : top + rows]
-        part[...] = image.crop((0, top, image.width, top + len(part))).convert("RGB")
+    for rows in _bands(out.shape):
+        out[rows] = image.crop((0, rows.start, image.width, rows.stop)).convert("RGB")
     return out
 
 

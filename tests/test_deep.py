@@ -575,11 +575,11 @@ def test_a_record_that_is_not_of_its_store_s_form_is_an_error(values: Values, dt
 
 
 @settings(deadline=None, max_examples=60)
-@given(FIELDS, st.integers(1, 8), st.sampled_from([1, 2, 4, 8]), st.booleans(), st.data())
+@given(FIELDS, st.integers(1, 8), st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(1, 300), st.data())
 def test_reduced_pictures_are_exact_means(
-    shape: tuple[int, int, int, str], orientation: int, reduction: int, gray: bool, data: st.DataObject
+    shape: tuple[int, int, int, str], orientation: int, reduction: int, gray: bool, at_once: int, data: st.DataObject
 ) -> None:
-    """Means of squares rounded half up, and luma, of any region."""
+    """Means of squares rounded half up, and luma, of any region, some rows at a time."""
     height, width, channels, dtype = shape
     values = noise(height, width, channels, dtype=dtype, seed=width)
     field = blocks.field_of(values)._replace(orientation=orientation)
@@ -587,7 +587,9 @@ def test_reduced_pictures_are_exact_means(
     h, w = upright.shape[:2]
     y, x = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
     box = Box(x, y, data.draw(st.integers(1, w - x)), data.draw(st.integers(1, h - y)))
-    got = decode.reduced(field, box, reduction, gray=gray)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "_PIXELS_AT_ONCE", at_once)
+        got = decode.reduced(field, box, reduction, gray=gray)
     assert got.dtype == np.dtype(dtype)
     if gray and channels == 3:
         upright = np.rint(upright @ np.array([[0.299], [0.587], [0.114]]))
