@@ -25,7 +25,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from .errors import FastloadError, SourceError, StoreFormatError
+from .errors import FastloadError, SourceError, StoreFormatError, writing
 from .fields import KINDS as FIELD_KINDS
 from .fields import is_kind
 from .geometry import MAX_PIXELS
@@ -405,7 +405,9 @@ def _show(arguments: argparse.Namespace) -> int:
     if not chosen:
         raise ValueError(f"{arguments.store} has no such samples; nothing is drawn")
     dataset = ImageDataset(arguments.store, _chosen_transform(arguments), **limit)
-    dataset.show(chosen, columns=arguments.columns).save(arguments.output)
+    sheet = dataset.show(chosen, columns=arguments.columns)
+    with writing(arguments.output):
+        sheet.save(arguments.output)
     print(f"{arguments.output}: {len(chosen)} of {_count(len(found), 'sample')}")
     return 0
 

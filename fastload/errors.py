@@ -16,6 +16,9 @@ raise the built-in `ValueError` and `TypeError`, as they do in torch.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class FastloadError(Exception):
     """The base of all the errors here."""
@@ -51,3 +54,14 @@ class DecodeError(FastloadError):
 
 class TooManyFailures(FastloadError):  # noqa: N818 - reads as the sentence that it is
     """More samples failed than `max_failures` allows."""
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Have the system's errors that name no file, a full disk's say, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -26,7 +26,7 @@ import torch
 
 from . import blocks, decode, headers, record
 from .blocks import Values
-from .errors import DecodeError, FastloadError, StoreError
+from .errors import DecodeError, FastloadError, StoreError, writing
 from .fields import Spec, restore
 from .geometry import MAX_PIXELS
 from .member_values import IMAGES, is_known
@@ -245,7 +245,12 @@ class _Folder(contextlib.AbstractContextManager["_Folder"]):
     def _write(self, name: str, content: bytes) -> None:
         file = self._target / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        with writing(file):
+            try:
+                file.write_bytes(content)
+            except OSError:
+                file.unlink(missing_ok=True)  # half of it
+                raise
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None and self._listed:
@@ -291,14 +296,15 @@ class _Shards(contextlib.AbstractContextManager["_Shards"]):
         elif self._labelled:
             members["cls"] = str(sample.labels[0]).encode()
         if self._count and self._shard_size and self._count % self._shard_size == 0:
-            self._tar.close()
+            self._close()
             self._tar = self._next_shard()
         self._count += 1
         key = self._names.take(_key(name), sample.number)
         for extension, content in members.items():
             member = tarfile.TarInfo(f"{key}.{extension}")  # of no user, and readable by all
             member.size, member.mtime = len(content), self._time
-            self._tar.addfile(member, io.BytesIO(content))
+            with writing(self._unfinished[-1]):
+                self._tar.addfile(member, io.BytesIO(content))
 
     def _next_shard(self) -> tarfile.TarFile:
         self._unfinished.append(f"{self._target}.{len(self._unfinished)}.partial")
@@ -314,10 +320,15 @@ class _Shards(contextlib.AbstractContextManager["_Shards"]):
             for path in self._unfinished:
                 Path(path).unlink(missing_ok=True)
 
+    def _close(self) -> None:
+        with writing(self._unfinished[-1]):
+            self._tar.close()
+
     def _finish(self) -> None:
-        self._tar.close()
+        self._close()
         if self._store.classes:
-            self._classes.write_bytes(_lines([name.replace("\n", " ") for name in self._store.classes]))
+            with writing(self._classes):
+                self._classes.write_bytes(_lines([name.replace("\n", " ") for name in self._store.classes]))
         names = [os.fspath(self._target)]
         if self._shard_size is not None:
             names = shard_names(self._target, len(self._unfinished))
@@ -340,7 +351,12 @@ def _creation_time(store: Store) -> int:
 
 
 def _lines(texts: Sequence[str]) -> bytes:
-    return "".join(text + "\n" for text in texts).encode("utf-8", "surrogateescape")
+    """Texts as a file, with the bytes of names that are no UTF-8. Other half characters, as JSON may have, become ?."""
+    joined = "".join(text + "\n" for text in texts)
+    try:
+        return joined.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return joined.encode("utf-8", "replace")
 
 
 def _png(pixels: Values) -> bytes:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from edits import seal
+from mounts import small_disk
 from PIL import Image
 
 import fastload
@@ -389,6 +390,16 @@ def test_verify_of_a_damaged_store_is_status_1(run: Run, store_path: Path, tmp_p
     as_json = run("verify", damaged, "--json")
     assert as_json.status == 1
     assert [entry["index"] for entry in as_json.json["damaged"]] == [5]
+
+
+def test_a_full_disk_is_said_with_the_picture(run: Run, store_path: Path, tmp_path: Path) -> None:
+    """Status 1, and half a picture isn't left."""
+    with small_disk(tmp_path / "disk", 1):
+        (tmp_path / "disk" / "other").write_bytes(bytes((1 << 20) - 8192))
+        outcome = run("show", store_path, "-o", tmp_path / "disk" / "sheet.png")
+        assert outcome.status == 1
+        assert f"No space left on device: '{tmp_path / 'disk' / 'sheet.png'}'" in outcome.err
+        assert not (tmp_path / "disk" / "sheet.png").exists()
 
 
 def test_max_pixels_holds_for_whatever_reads_a_store(run: Run, store_path: Path, tmp_path: Path) -> None:

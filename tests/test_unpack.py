@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mounts import small_disk
 from PIL import Image
 
 import fastload
@@ -41,7 +43,13 @@ def image_of(number: int) -> Field:
     return Field(record.JPEG, b"image %d" % number, 1, 3, 0, 30, 20)
 
 
-def build(path: Path, names: Sequence[str], images: Sequence[Field] | None = None, source: str = "folders") -> Path:
+def build(
+    path: Path,
+    names: Sequence[str],
+    images: Sequence[Field] | None = None,
+    source: str = "folders",
+    classes: Sequence[str] | None = None,
+) -> Path:
     """A store by hand, with any names."""
     columns = {
         "label": ColumnSpec.of("<i8"),
@@ -56,7 +64,7 @@ def build(path: Path, names: Sequence[str], images: Sequence[Field] | None = Non
             name_field = Field(record.TEXT, name.encode("utf-8", "surrogateescape"))
             writer.add([image, name_field], row | {"checksum": record.checksum(image.payload)})
             writer.advance()
-        writer.finish({"fields": FIELDS, "classes": None, "source": source, "options": {}, "created": "now"})
+        writer.finish({"fields": FIELDS, "classes": classes, "source": source, "options": {}, "created": "now"})
     return path
 
 
@@ -250,6 +258,25 @@ def test_an_empty_folder_will_do(store_path: Path, tmp_path: Path) -> None:
     """A target that exists and is empty is used as it is."""
     (tmp_path / "out").mkdir()
     assert unpack(store_path, tmp_path / "out") == 12
+
+
+@pytest.mark.parametrize("target", ["out", "out.tar"])
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, target: str) -> None:
+    """What has a final name is whole: some files of a folder, no shard."""
+    source = tmp_path / "images"
+    source.mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(20):
+        Image.fromarray(noise.integers(0, 256, (200, 300, 3), np.uint8)).save(source / f"{number}.bmp")
+    fastload.pack(source, tmp_path / "db.lmdb")
+    with small_disk(tmp_path / "disk", 2):
+        with pytest.raises(OSError, match=rf"No space left on device.*{target}") as caught:
+            unpack(tmp_path / "db.lmdb", tmp_path / "disk" / target, format="tar" if "." in target else "folder")
+        assert caught.value.errno == errno.ENOSPC
+        left = files_below(tmp_path / "disk")
+    whole = {f"out/{path.name}": path.read_bytes() for path in source.iterdir()}
+    assert left.items() <= whole.items()
+    assert bool(left) == (target == "out")
 
 
 def spoiled(store: Path, copy: Path, bytes_of_it: bytes) -> Path:
@@ -656,3 +683,10 @@ def test_a_store_without_a_time_or_samples(tmp_path: Path) -> None:
     unpack(build(tmp_path / "one.lmdb", ["a.jpg"]), tmp_path / "one.tar", format="tar")
     with tarfile.open(tmp_path / "one.tar") as tar:
         assert [member.mtime for member in tar] == [0, 0]
+
+
+@pytest.mark.parametrize(("name", "written"), [("caf\udce9", b"caf\xe9\n"), ("half\ud800", b"half?\n")])
+def test_classes_that_are_no_text(tmp_path: Path, name: str, written: bytes) -> None:
+    """Bytes that are no UTF-8 come back as they were; half a character, as JSON may have, becomes a ?."""
+    unpack(build(tmp_path / "db.lmdb", ["a.jpg"], classes=[name]), tmp_path / "out.tar", format="tar")
+    assert (tmp_path / "out.classes.txt").read_bytes() == written
