@@ -79,7 +79,8 @@ class ImageDataset(Dataset[Any]):
         sample, the same in every run), or "raise". With the first two, failed samples are listed in `failures`.
     max_failures: raise `TooManyFailures` when more samples fail: a count, or a share of the dataset (a float below 1).
         The states of `fastload.DataLoader` keep what has failed, so it holds for a run that is resumed as a whole.
-    ignore_label: the label of placeholders, where labels are whole numbers; it is not changed by `target_transform`.
+    ignore_label: the label of placeholders, where labels are whole numbers; it is not changed by `target_transform`. It
+        may be a class only with return_valid.
     return_valid: put a bool behind the rest of each sample, False for a placeholder: (image, label, valid); of a dict
         it is the value "valid", and a sample that is neither becomes (sample, valid). In batches it is a bool tensor.
     scaled_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where what is read of it is at least so many times as
@@ -167,7 +168,8 @@ class ImageDataset(Dataset[Any]):
         if target_transform is not None and len(fields) != 2:
             raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(fields)}")
         self._target = next((name for name in reversed(fields) if name != "image"), "image")
-        check_ignore_label(ignore_label, schema, self.store.columns["label"].dtype.kind == "f")
+        classes = [] if return_valid else self.store.classes or []
+        check_ignore_label(ignore_label, schema, self.store.columns["label"].dtype.kind == "f", classes)
         self.ignore_label, self.return_valid = ignore_label, return_valid
         self._sample = with_valid(schema.sample) if return_valid else schema.sample
         self.fields: tuple[str, ...] = tuple(leaves(self._sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,14 @@ VALID = "valid"
 """The field that says which samples are no placeholders."""
 
 
-def check_ignore_label(label: int, schema: Schema, real: bool) -> None:
+def check_ignore_label(label: int, schema: Schema, real: bool, classes: Sequence[str]) -> None:
     """See to it that placeholders of these samples can have this label. real: whether labels are.
 
+    classes: names by label; placeholders must not pass for one of these.
+
     Raises:
-        ValueError: it is no whole number, or one that labels of this type don't hold; the samples have no such labels.
+        ValueError: it is no whole number, or one that labels of this type don't hold, or a class; the samples have no
+            such labels.
     """
     if type(label) is not int:
         raise ValueError(f"ignore_label is {label!r}; it takes a whole number, {IGNORE_LABEL} or 255 say")
@@ -34,6 +38,10 @@ def check_ignore_label(label: int, schema: Schema, real: bool) -> None:
     limits = np.iinfo(np.int64 if spec.type in ("", "int", "bool") else spec.dtype)
     if not limits.min <= label <= limits.max:
         raise ValueError(f"ignore_label is {label}; labels are {limits.dtype}, from {limits.min} to {limits.max}")
+    if 0 <= label < len(classes):
+        raise ValueError(
+            f"ignore_label is {label}, which is the class {classes[label]!r}; take another number, or return_valid=True"
+        )
 
 
 def placeholder(spec: Spec, ignore_label: int = IGNORE_LABEL) -> Any:
