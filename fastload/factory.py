@@ -77,6 +77,10 @@ def make_loader(
 
     The loader below is `.loader`, the dataset `.loader.dataset`.
 
+    Raises:
+        TypeError: it is neither a store nor an `ImageDataset`.
+        ValueError: an option makes no sense, or no batch would ever come.
+
     Example:
         >>> for images, labels in fastload.make_loader("db.lmdb", 64, train=True): ...
     """
@@ -110,6 +114,11 @@ def make_loader(
         weights=weights,
         repeat=repeat,
     )
+    if drop_last and len(dataset) and repeat is not None and len(sampler) < batch_size:
+        raise ValueError(
+            f"an epoch of {len(sampler)} samples has no batch of {batch_size}, and drop_last (training's default) "
+            "leaves smaller ones out; take a smaller batch_size, or drop_last=False"
+        )
     if device_resident:
         gathering = _ResidentLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last)
         batches = DevicePrefetcher(gathering, where, mean=mean, std=std, dtype=dtype)

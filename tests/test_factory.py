@@ -254,6 +254,16 @@ def test_senseless_arguments_are_refused(numbered: Path, options: dict[str, Any]
         small(numbered, **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"repeat": 2}])
+def test_a_batch_that_never_comes_is_refused(numbered: Path, options: dict[str, Any]) -> None:
+    """Training that leaves out smaller batches would be over at once, without a word."""
+    samples = len(fastload.Store(numbered)) * options.get("repeat", 1)
+    with pytest.raises(ValueError, match=f"an epoch of {samples} samples has no batch of {samples + 1}, and drop_last"):
+        small(numbered, batch_size=samples + 1, train=True, **options)
+    for fine in ({"train": False}, {"train": True, "drop_last": False}, {"train": True, "repeat": None}):
+        assert len(next(iter(small(numbered, batch_size=samples + 1, **options | fine)))[1]) >= samples
+
+
 # ---- two processes
 
 

@@ -90,9 +90,9 @@ def other_data(where_images_are: Path) -> None:
     images = sorted(Path("images/a").iterdir())[:4]
     lines = [f"{image},{i}.5,{2 * i}\n" for i, image in enumerate(images)]
     Path("list.csv").write_text("file,x,y\n" + "".join(lines))
-    header = struct.pack(">4I", 0x803, 3, 28, 28)
-    Path("mnist/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(3 * 28 * 28)))
-    Path("mnist/train-labels-idx1-ubyte").write_bytes(struct.pack(">2I3B", 0x801, 3, 7, 0, 1))
+    header = struct.pack(">4I", 0x803, 600, 28, 28)
+    Path("mnist/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(600 * 28 * 28)))
+    Path("mnist/train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 600) + bytes(600))
     Path("classes.txt").write_text("__ignore__\n_background_\ncat\n")
     corners = [[10, 10], [50, 12], [30, 40]]
     for image in images:
