@@ -25,9 +25,9 @@ from fastload import cli, decode, jpeg, record, tiles
 from fastload.doctor import usable_cores
 from fastload.errors import FastloadError
 from fastload.geometry import Box, Size
+from fastload.items import Item, Source
 from fastload.options import Options
 from fastload.prepare import LeftOut, libraries_for_packing, prepare
-from fastload.sources import Item, Source
 from fastload.workers import ordered_map
 
 REDUCTIONS = (1, 2, 4, 8)
