@@ -24,7 +24,7 @@ from edits import seal
 from PIL import Image
 
 import fastload
-from fastload import cli, record
+from fastload import printing, record
 from fastload.cli import main
 from fastload.store import ColumnSpec, Store
 from fastload.store_writer import StoreWriter
@@ -567,7 +567,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     run: Run, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Piped to a log, progress is a line now and then on standard error, without escapes or carriage returns."""
-    monkeypatch.setattr(cli, "_PLAIN_SECONDS", 1e-6)
+    monkeypatch.setattr(printing, "_PLAIN_SECONDS", 1e-6)
     outcome = run("pack", class_folders, tmp_path / "db.lmdb", "--json")
     lines = outcome.err.splitlines()
     assert lines

@@ -29,7 +29,7 @@ LAYERS = (
     "orders passes iterators reading thread_workers process_workers",
     "loader",
     "monitor doctor tune",
-    "factory verify stats info unpack bench memory cli",
+    "factory verify stats info unpack bench memory arguments printing cli",
 )
 """From the bottom up. A module that is in none of them has to be given its place here."""
 
