@@ -1,5 +1,7 @@
 """The command line: arguments in, words and exit codes out. All work is done elsewhere.
 
+A command is two functions: `_add_pack` says what its arguments are, and `_pack` what becomes of them.
+
 Exit status: 0 done; 1 failed, or `verify` found damage; 2 wrong usage or input; 3 packed, but some files were left out.
 Results go to standard output, progress and messages to standard error, so that `--json` can be piped.
 """
