@@ -765,6 +765,7 @@ def test_show_draws_failures(run: Run, store_path: Path, tmp_path: Path) -> None
         ("{store} -o {tmp}/x.png --index -1", ["--index", "'-1'", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --index 5-2", ["--index", "'5-2'", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --index 0-2000000", ["--index", "0,5,10-19"]),
+        ("{store} -o {tmp}/x.png --index 0-99999999999999999999", ["--index", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --count 0", ["count is 0"]),
         ("{store} -o {tmp}/x.png --transform train --size 0", ["size is 0"]),
         ("{store} -o {tmp}/x.png --transform random", ["--transform", "'random'"]),
