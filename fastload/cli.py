@@ -1,5 +1,7 @@
 """The command line: arguments in, words and exit codes out. All work is done elsewhere.
 
+A command is two functions: `_add_pack` says what its arguments are, and `_pack` what becomes of them.
+
 Exit status: 0 done; 1 failed, or `verify` found damage; 2 wrong usage or input; 3 packed, but some files were left out.
 Results go to standard output, progress and messages to standard error, so that `--json` can be piped.
 """
@@ -7,42 +9,44 @@ Results go to standard output, progress and messages to standard error, so that 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import io
 import json
-import math
 import os
-import re
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, get_args
 
-from rich.console import Console
 from rich.table import Table
 
+from .arguments import (
+    FACTORY,
+    add_json,
+    add_loading,
+    add_max_pixels,
+    add_transform,
+    chosen_dataset,
+    chosen_transform,
+    importing_from_here,
+    made_by,
+    parse_colour,
+    parse_indices,
+    parse_kind,
+    parse_names,
+    parse_shape,
+    parse_window,
+)
 from .errors import FastloadError, SourceError, StoreFormatError, writing
-from .fields import KINDS as FIELD_KINDS
-from .fields import is_kind
-from .geometry import MAX_PIXELS
 from .options import Encode, Exif
 from .pack import pack, pack_splits
+from .printing import info_tables, number_of, print_table, say, show_progress, size_text, visible
 from .sources import Format
 from .store import Store
-from .tiles import OUTCOMES, RECUT
-
-Progress = Callable[[int, int], None]
 
 _WRONG_INPUT = (SourceError, StoreFormatError, FileNotFoundError, FileExistsError, NotADirectoryError, ValueError)
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_PLAIN_SECONDS = 5.0
-_MOST_INDICES = 1_000_000
-_CLASSES_SHOWN = 50
-_ENDS_SHOWN = 10
+_NO_OPTIONS = frozenset(("source", "destination", "kind", "split", "seed", "stratify", "json", "run"))  # of `pack`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,17 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _say("interrupted; a pack goes on where it stopped when it is run again")
+        say("interrupted; a pack goes on where it stopped when it is run again")
         return 1
     except BrokenPipeError:  # whoever read the output has gone; what is still buffered must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _WRONG_INPUT as error:
-        _say(str(error))
+        say(str(error))
         return 2
     except (FastloadError, OSError, ImportError, RuntimeError) as error:
         text = str(error).strip() or type(error).__name__
-        _say(text.splitlines()[-1] if "Original Traceback" in text else text)  # without a worker's traceback
+        say(text.splitlines()[-1] if "Original Traceback" in text else text)  # without a worker's traceback
         return 1
     return status
 
@@ -99,15 +103,19 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="FILE", help="names of the values of masks, a line each")
     parser.add_argument("--root", help="where the names of a list start (default: the list's folder)")
     parser.add_argument("--image-column", metavar="NAME", help="of a list with a header: the files")
-    parser.add_argument("--label-columns", type=_names, metavar="NAME,NAME", help="of a list with a header: the labels")
+    parser.add_argument(
+        "--label-columns", type=parse_names, metavar="NAME,NAME", help="of a list with a header: the labels"
+    )
     parser.add_argument("--label-from", metavar="TAG", help="of DICOM: the labels, Modality say, or 0008,0060")
-    parser.add_argument("--header", type=_names, default=(), metavar="NAME,NAME", help="of DICOM: values to keep")
-    parser.add_argument("--window", type=_window, metavar="auto|C,W", help="of DICOM: center and width, for 8 bits")
+    parser.add_argument("--header", type=parse_names, default=(), metavar="NAME,NAME", help="of DICOM: values to keep")
+    parser.add_argument(
+        "--window", type=parse_window, metavar="auto|C,W", help="of DICOM: center and width, for 8 bits"
+    )
     parser.add_argument("--rescale", action="store_true", help="of DICOM: Hounsfield units and the like")
     parser.add_argument(
         "--kind",
         action="append",
-        type=_kind,
+        type=parse_kind,
         metavar="FIELD=KIND",
         help="what a field of a dataset or a shard is: 1=mask say",
     )
@@ -127,84 +135,35 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exif", choices=get_args(Exif), default="apply", help="EXIF orientation (default: %(default)s)"
     )
-    _max_pixels(parser)
+    add_max_pixels(parser)
     parser.add_argument("--no-tiles", dest="tiles", action="store_false", help="keep JPEGs' own bytes")
     parser.add_argument("--strip", action="store_true", help="drop EXIF, ICC profiles and comments of re-cut JPEGs")
     parser.add_argument(
-        "--background", type=_colour, metavar="R,G,B", help="lay transparent images on a colour, 255,255,255 say"
+        "--background", type=parse_colour, metavar="R,G,B", help="lay transparent images on a colour, 255,255,255 say"
     )
     parser.add_argument("--depth", type=int, choices=(8, 16), help="bits of a value (default: the first image's)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="threads (default: all usable cores); of a dataset, processes"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
-    _json(parser)
+    add_json(parser)
     parser.set_defaults(run=_pack)
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def _window(text: str) -> str | tuple[float, ...]:
-    try:
-        return text if text == "auto" else tuple(map(float, text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no window; write auto, or center,width: 40,400 say") from None
-
-
-def _kind(text: str) -> tuple[str, str]:
-    name, found, kind = text.partition("=")
-    if not found or not is_kind(kind):
-        raise argparse.ArgumentTypeError(f"{text!r} is no FIELD=KIND; a kind may be {', '.join(FIELD_KINDS)}")
-    return name, kind
-
-
-def _colour(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(shade) for shade in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no colour; write red,green,blue: 255,255,255 say") from None
-
-
 def _pack(arguments: argparse.Namespace) -> int:
-    with _importing_from_here():
+    with importing_from_here():
         return _packed(arguments)
 
 
 def _packed(arguments: argparse.Namespace) -> int:
-    names = (
-        "format",
-        "root",
-        "masks",
-        "labels",
-        "image_column",
-        "label_columns",
-        "label_from",
-        "header",
-        "window",
-        "rescale",
-        "short_side",
-        "max_side",
-        "quality",
-        "encode",
-        "exif",
-        "max_pixels",
-        "tiles",
-        "strip",
-        "background",
-        "depth",
-        "workers",
-        "overwrite",
-    )
-    options = {name: getattr(arguments, name) for name in names}
+    options = {name: value for name, value in vars(arguments).items() if name not in _NO_OPTIONS}
     source = arguments.source
-    if _FACTORY.fullmatch(source) and not os.path.exists(source):
-        source = _made(source)
+    if FACTORY.fullmatch(source) and not os.path.exists(source):
+        source = made_by(source)
         if not hasattr(source, "__getitem__") and not hasattr(source, "__iter__"):
             raise ValueError(f"{arguments.source} gives {source!r}; name a function that returns a dataset, or a class")
     options["kinds"] = dict(arguments.kind or ())
-    with _progress("packing") as progress:
+    with show_progress("packing") as progress:
         if arguments.split is not None and "=" in arguments.split:
             dividing = {"seed": arguments.seed, "stratify": arguments.stratify}
             reports = pack_splits(
@@ -214,7 +173,7 @@ def _packed(arguments: argparse.Namespace) -> int:
             options["part"] = arguments.split
             reports = {"": pack(source, arguments.destination, progress=progress, **options)}
     for note in dict.fromkeys(note for report in reports.values() for note in report.notes):
-        _say(note)
+        say(note)
     figures = {part: {k: v for k, v in asdict(report).items() if k != "notes"} for part, report in reports.items()}
     if arguments.json:
         print(json.dumps(figures.get("", figures)))
@@ -225,13 +184,13 @@ def _packed(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             rate = f" ({report.samples / report.seconds:.0f} samples/s)" if report.seconds else ", from before"
             print(
-                f"{store}: {_count(report.samples, 'sample')}, {_count(report.classes, 'class', 'es')}, "
-                f"{_bytes(report.bytes)}, {report.seconds:.1f} s{rate}"
+                f"{store}: {number_of(report.samples, 'sample')}, {number_of(report.classes, 'class', 'es')}, "
+                f"{size_text(report.bytes)}, {report.seconds:.1f} s{rate}"
             )
         if report.quarantined:
             left_out += report.quarantined
             where = shlex.quote(store)
-            _say(f"left out: {_count(report.quarantined, what)}; `fastload info --quarantine {where}` says why")
+            say(f"left out: {number_of(report.quarantined, what)}; `fastload info --quarantine {where}` says why")
     return 3 if left_out else 0
 
 
@@ -241,8 +200,8 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     also.add_argument("--quarantine", action="store_true", help="list what was left out while packing, and why")
     also.add_argument("--stats", action="store_true", help="also read all images: mean and std, samples of each class")
     parser.add_argument("--workers", type=int, metavar="N", help="threads for --stats (default: all usable cores)")
-    _max_pixels(parser)
-    _json(parser)
+    add_max_pixels(parser)
+    add_json(parser)
     parser.set_defaults(run=_info)
 
 
@@ -254,109 +213,45 @@ def _info(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(left_out))
         for entry in () if arguments.json else left_out:
-            print(f"{_visible(entry['name'])}\t{_visible(entry['reason'])}")
+            print(f"{visible(entry['name'])}\t{visible(entry['reason'])}")
         return 0
     facts = info(arguments.store)
     if arguments.stats:
         facts["stats"] = _statistics(arguments)
     if arguments.json:
         print(json.dumps(facts))
-        return 0
-    changed = {k: v for k, v in facts["options"].items() if v is not None}
-    rows: dict[str, Any] = {
-        "store": f"{facts['path']}, format {facts['format_version']}, {_bytes(facts['bytes'])}",
-        "packed": f"{facts['created']} from {facts['source']}, " + ", ".join(f"{k}={v}" for k, v in changed.items()),
-        "samples": str(facts["samples"]) + _stored_images(facts),
-        **({"bits": f"{facts['bits']} ({facts['dtype']})"} if "bits" in facts else {}),
-        "fields": ", ".join(f"{field['name']} ({field['kind']})" for field in facts["fields"]),
-        "classes": f"{facts['classes']}, {facts['labelled']} samples with a label",
-        "per class": _range(facts["samples_per_class"]) if facts["samples_per_class"] else "-",
-        "left out": f"{facts['quarantined']}" + (" (--quarantine lists them)" if facts["quarantined"] else ""),
-        **({"tiles": _outcomes(facts["tiles"])} if facts["tiles"] else {}),
-        **{name: f"values up to {largest}" for name, largest in facts["masks"].items()},
-        **{name: _range(spread) for name, spread in facts.get("size", {}).items()},
-        "digest": facts["digest"],
-        **(_figures(facts["stats"]) if arguments.stats else {}),
-    }
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, _visible(str(value)))
-    _print(table)
-    if "shorter_side" in facts:
-        _print(_histogram(facts["shorter_side"]))
-    if arguments.stats and facts["stats"]["class_counts"]:
-        _print(_class_table(facts["stats"]["class_counts"], facts["stats"]["counted"]))
+    else:
+        for table in info_tables(facts):
+            print_table(table)
     return 0
-
-
-def _stored_images(facts: dict[str, Any]) -> str:
-    return f", {_bytes(facts['image_bytes'])} of images in {facts['stored']}" if "image_bytes" in facts else ""
 
 
 def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
     from .stats import statistics
 
-    with _progress("reading") as progress:
+    with show_progress("reading") as progress:
         options = {"workers": arguments.workers, "max_pixels": arguments.max_pixels}
         found = statistics(arguments.store, **options, progress=progress)
     if found.failures:
         where = shlex.quote(arguments.store)
         names = f"`fastload verify --decode {where}` names {'it' if found.failures == 1 else 'them'}"
-        _say(f"left out: {_count(found.failures, 'sample')} that can't be decoded; {names}")
+        say(f"left out: {number_of(found.failures, 'sample')} that can't be decoded; {names}")
     return asdict(found)
-
-
-def _figures(stats: dict[str, Any]) -> dict[str, str]:
-    """Rows of the table; mean and std as Normalize and DevicePrefetcher take them."""
-    digits = {name: [f"{value:.4f}" for value in stats[name]] for name in ("mean", "std")}
-    return {
-        "pixels": f"{stats['pixels']} of {_count(stats['samples'], 'image')}",
-        "normalize": ", ".join(f"{name}=({', '.join(d)}{',' * (len(d) == 1)})" for name, d in digits.items()),
-        "min": str(tuple(stats["min"])),
-        "max": str(tuple(stats["max"])),
-    }
-
-
-def _class_table(counts: dict[str | int, int], counted: str) -> Table:
-    """All classes, or the most frequent and the rarest where there are many."""
-    table = Table("class", counted, box=None)
-    rows = [(str(name), str(count)) for name, count in counts.items()]
-    if len(rows) > _CLASSES_SHOWN:
-        rows.sort(key=lambda row: -int(row[1]))
-        between = f"({len(rows) - 2 * _ENDS_SHOWN} classes between; --json has them all)"
-        rows[_ENDS_SHOWN:-_ENDS_SHOWN] = [(between, "")]
-    for name, count in rows:
-        table.add_row(_visible(name), count)
-    return table
-
-
-def _outcomes(counts: dict[str, int]) -> str:
-    """The re-cut images, then the reasons of the others, the most frequent first."""
-    ordered = sorted(counts.items(), key=lambda item: (item[0] != OUTCOMES[RECUT], -item[1]))
-    return ", ".join(f"{count} {text}" for text, count in ordered)
-
-
-def _histogram(bins: Sequence[tuple[int, int, int]]) -> Table:
-    table = Table("shorter side, pixels", "samples", "", box=None)
-    most = max(count for _, _, count in bins)
-    for low, high, count in bins:
-        table.add_row(f"{low}-{high}" if high > low else str(low), str(count), "█" * round(40 * count / most))
-    return table
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="DB")
     parser.add_argument("--decode", action="store_true", help="also decode every image")
-    _max_pixels(parser)
+    add_max_pixels(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all usable cores)")
-    _json(parser)
+    add_json(parser)
     parser.set_defaults(run=_verify)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from .verify import verify
 
-    with _progress("verifying") as progress:
+    with show_progress("verifying") as progress:
         report = verify(
             arguments.store,
             decode_images=arguments.decode,
@@ -369,8 +264,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         for damage in report.damaged:
             place = "column" if damage.index is None else f"sample {damage.index}"
-            print(f"{place} {_visible(damage.name)}: {_visible(damage.reason)}")
-        print(f"{arguments.store}: {_count(report.samples, 'sample')} checked, {len(report.damaged)} damaged")
+            print(f"{place} {visible(damage.name)}: {visible(damage.reason)}")
+        print(f"{arguments.store}: {number_of(report.samples, 'sample')} checked, {len(report.damaged)} damaged")
     return 1 if report.damaged else 0
 
 
@@ -378,13 +273,13 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.description = "Draw samples on a contact sheet, with labels, and masks over them."
     parser.add_argument("store", metavar="DB")
     parser.add_argument("-o", "--output", required=True, metavar="PNG", help="the picture to write")
-    parser.add_argument("--index", type=_indices, metavar="I[,J-K]", help="these samples, 0,5,10-19 say")
+    parser.add_argument("--index", type=parse_indices, metavar="I[,J-K]", help="these samples, 0,5,10-19 say")
     parser.add_argument("--class", dest="of_class", metavar="NAME", help="samples of a class, by its name or number")
     parser.add_argument("--failures", action="store_true", help="samples that can't be decoded")
     parser.add_argument("--count", type=int, default=32, metavar="N", help="at most so many (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="default: %(default)s")
-    _max_pixels(parser)
-    _transform(parser, "none")
+    add_max_pixels(parser)
+    add_transform(parser, "none")
     parser.set_defaults(run=_show)
 
 
@@ -404,24 +299,12 @@ def _show(arguments: argparse.Namespace) -> int:
     chosen = spread(found, arguments.count)
     if not chosen:
         raise ValueError(f"{arguments.store} has no such samples; nothing is drawn")
-    dataset = ImageDataset(arguments.store, _chosen_transform(arguments), **limit)
+    dataset = ImageDataset(arguments.store, chosen_transform(arguments), **limit)
     sheet = dataset.show(chosen, columns=arguments.columns)
     with writing(arguments.output):
         sheet.save(arguments.output)
-    print(f"{arguments.output}: {len(chosen)} of {_count(len(found), 'sample')}")
+    print(f"{arguments.output}: {len(chosen)} of {number_of(len(found), 'sample')}")
     return 0
-
-
-def _indices(text: str) -> list[int]:
-    """`0,5,10-19` as a list."""
-    parts = [part.partition("-") for part in text.split(",")]
-    try:
-        ranges = [range(int(low), int(high if dash else low) + 1) for low, dash, high in parts]
-    except ValueError:
-        ranges = []
-    if not all(ranges) or not 0 < sum(map(len, ranges)) <= _MOST_INDICES:
-        raise argparse.ArgumentTypeError(f"{text!r} names no samples, or too many; write 0,5,10-19")
-    return [index for numbers in ranges for index in numbers]
 
 
 def _add_unpack(parser: argparse.ArgumentParser) -> None:
@@ -436,7 +319,7 @@ def _add_unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", type=int, metavar="N", help="samples in each of out-000000.tar, ... (default: all in one)"
     )
-    _max_pixels(parser)
+    add_max_pixels(parser)
     parser.set_defaults(run=_unpack)
 
 
@@ -444,68 +327,32 @@ def _unpack(arguments: argparse.Namespace) -> int:
     from .unpack import CLASSES, LABELS, shard_names, unpack
 
     target, size = arguments.target, arguments.shard_size
-    with _progress("unpacking") as progress:
+    with show_progress("unpacking") as progress:
         options = {"format": arguments.format, "shard_size": size, "max_pixels": arguments.max_pixels}
         count = unpack(arguments.store, target, **options, progress=progress)
     if size is not None:
         shards = shard_names(target, max(1, -(-count // size)))
         target = shards[0] if len(shards) == 1 else f"{shards[0]} to {os.path.basename(shards[-1])}"
-    print(f"{target}: {_count(count, 'sample')}")
+    print(f"{target}: {number_of(count, 'sample')}")
     for name, again in ((LABELS, "{}"), (CLASSES, "{folder} --labels {}")):
         path = os.path.join(target, name)
         if os.path.exists(path):
             source = again.format(shlex.quote(path), folder=shlex.quote(target))
-            _say(f"`fastload pack {source} DST` packs it again")
+            say(f"`fastload pack {source} DST` packs it again")
     return 0
-
-
-def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="DB")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
-    _transform(parser, "train")
-    parser.add_argument("--cache", metavar="BYTES", help="budget for decoded images, 4GB say")
-
-
-def _transform(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--transform",
-        choices=("train", "eval", "none"),
-        default=default,
-        help="as make_loader has them (default: %(default)s)",
-    )
-    parser.add_argument("--size", type=int, default=224, metavar="N", help="of the pictures (default: %(default)s)")
-
-
-def _chosen_transform(arguments: argparse.Namespace) -> Any:
-    from .factory import eval_transform, train_transform
-
-    make = {"train": train_transform, "eval": eval_transform}.get(arguments.transform)
-    return make and make(arguments.size)
-
-
-def _dataset(arguments: argparse.Namespace) -> Any:
-    from .dataset import ImageDataset
-
-    if arguments.batch_size < 1:
-        raise ValueError(f"batch size is {arguments.batch_size}; it must be at least 1")
-    if not 0 < arguments.seconds < math.inf:
-        raise ValueError(f"seconds is {arguments.seconds:g}; measuring takes more than 0, and an end")
-    if not len(Store(arguments.store)):
-        raise ValueError(f"{arguments.store} holds no samples; there is nothing to measure")
-    return ImageDataset(arguments.store, _chosen_transform(arguments), cache=arguments.cache)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     from .bench import Consumer
 
-    _add_loading(parser)
+    add_loading(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: measured)")
     parser.add_argument("--consumer", choices=get_args(Consumer), help="default: none, or simulated with --step-ms")
     parser.add_argument("--step-ms", type=float, metavar="MS", help="a simulated accelerator's time for a batch")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="default: %(default)s")
     parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: cuda where there is some)")
     parser.add_argument("--plot", metavar="PNG", help="draw rate and waiting over time")
-    _json(parser)
+    add_json(parser)
     parser.set_defaults(run=_bench)
 
 
@@ -516,7 +363,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     if arguments.plot and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.plot))):
         raise ValueError(f"the folder of {arguments.plot} does not exist; make it first")
-    dataset = _dataset(arguments)
+    dataset = chosen_dataset(arguments)
     workers = arguments.workers if arguments.workers is not None else default_workers(dataset)
     result = bench(
         dataset,
@@ -537,24 +384,24 @@ def _bench(arguments: argparse.Namespace) -> int:
     for name, value in figures.items():
         shown = "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
         table.add_row(name.replace("_", " "), shown)
-    _print(table)
+    print_table(table)
     if arguments.plot:
         print(arguments.plot)
     return 0
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
-    _add_loading(parser)
+    add_loading(parser)
     parser.add_argument("--pace", type=float, metavar="RATE", help="samples per second that your model takes")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="per row (default: %(default)s)")
-    _json(parser)
+    add_json(parser)
     parser.set_defaults(run=_tune)
 
 
 def _tune(arguments: argparse.Namespace) -> int:
     from .tune import measure, recommend
 
-    rates = measure(_dataset(arguments), arguments.batch_size, seconds=arguments.seconds)
+    rates = measure(chosen_dataset(arguments), arguments.batch_size, seconds=arguments.seconds)
     chosen = recommend(rates, arguments.pace)
     if arguments.json:
         print(json.dumps({"rates": [rate._asdict() for rate in rates], "num_workers": chosen}))
@@ -563,12 +410,12 @@ def _tune(arguments: argparse.Namespace) -> int:
     for rate in rates:
         marker = "← num_workers" if rate.workers == chosen else ""
         table.add_row(str(rate.workers), f"{rate.samples_per_second:,.0f}", f"{rate.cpu_percent:.0f}", marker)
-    _print(table)
+    print_table(table)
     return 0
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    _json(parser)
+    add_json(parser)
     parser.set_defaults(run=_doctor)
 
 
@@ -582,27 +429,22 @@ def _doctor(arguments: argparse.Namespace) -> int:
         table = Table("", "", "", "what to do", box=None)
         for finding in findings:
             table.add_row(finding.name, finding.value, "" if finding.status == "ok" else finding.status, finding.advice)
-        _print(table)
+        print_table(table)
     return 1 if any(finding.status == "missing" for finding in findings) else 0
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.description = "How much memory a training step of a model takes, without taking it."
     parser.add_argument("model", metavar="MODEL", help="MODULE:FACTORY, which is called without arguments")
-    parser.add_argument("--input", type=_shape, required=True, metavar="SHAPE", help="of one sample, 3x224x224 say")
+    parser.add_argument(
+        "--input", type=parse_shape, required=True, metavar="SHAPE", help="of one sample, 3x224x224 say"
+    )
     parser.add_argument("--batch-size", type=int, nargs="+", default=[64], metavar="N", help="default: 64")
     parser.add_argument("--optimizer", default="sgd", metavar="NAME", help="momentum, adam, ... or none (default: sgd)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, ... (default: the model's own)")
     parser.add_argument("--plot", metavar="PNG", help="draw a stacked bar for each batch size")
-    _json(parser)
+    add_json(parser)
     parser.set_defaults(run=_memory)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write that of one sample: 784 or 3x224x224") from None
 
 
 def _memory(arguments: argparse.Namespace) -> int:
@@ -612,8 +454,8 @@ def _memory(arguments: argparse.Namespace) -> int:
 
     if arguments.plot:
         check_plot(arguments.plot)
-    with _importing_from_here():
-        model = _made(arguments.model)
+    with importing_from_here():
+        model = made_by(arguments.model)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{arguments.model} gives {model!r}; name a function that returns a torch.nn.Module, or a class of them"
@@ -632,115 +474,8 @@ def _memory(arguments: argparse.Namespace) -> int:
         table.add_column(f"batch of {estimate.batch_size:,}, bytes", justify="right")
     for kind in (*KINDS, "peak"):
         sizes = [getattr(estimate, kind) for estimate in estimates]
-        table.add_row(kind.replace("_", " "), *(f"{size:,} ({_bytes(size)})" for size in sizes))
-    _print(table)
+        table.add_row(kind.replace("_", " "), *(f"{size:,} ({size_text(size)})" for size in sizes))
+    print_table(table)
     if arguments.plot:
         print(arguments.plot)
     return 0
-
-
-@contextlib.contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """Look for modules in the current folder first; worker processes do so too."""
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _made(name: str) -> Any:
-    """What MODULE:FACTORY makes, or is; the module is looked for in the current folder first."""
-    from torch import nn
-    from torch.utils.data import Dataset
-
-    module_name, _, factory_name = name.partition(":")
-    if not module_name or not factory_name:
-        raise ValueError(f"{name!r} is no MODULE:FACTORY; write `models:make` for the function `make` in models.py")
-    if module_name.endswith(".py"):
-        raise ValueError(f"{name!r} names a file; write the module: {module_name[:-3]}:{factory_name}")
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name, None)
-        return factory() if callable(factory) and not isinstance(factory, nn.Module | Dataset) else factory
-    except Exception as error:  # the user's own code; it may raise anything
-        if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.split(".")[0]):
-            raise ValueError(f"there is no module {module_name!r} in {os.getcwd()} or on Python's path") from None
-        raise RuntimeError(f"{name} failed: {type(error).__name__}: {error}") from error
-
-
-def _max_pixels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="leave larger images out (default: %(default)s)"
-    )
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON value on standard output, nothing else there")
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Progress]:
-    """A bar with rate and time left on a terminal, a line every five seconds elsewhere; on standard error."""
-    if not sys.stderr.isatty():
-        yield _plain_progress(what)
-        return
-    from rich import progress as bars
-
-    columns = (
-        bars.TextColumn(what),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TaskProgressColumn(text_format="", show_speed=True),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _plain_progress(what: str) -> Progress:
-    last = time.monotonic()
-    first: tuple[float, int] | None = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal first, last
-        now = time.monotonic()
-        first = first or (now, done)  # what comes before it, compiling say, tells nothing of the rate
-        if now - last >= _PLAIN_SECONDS:
-            last = now
-            rate = (done - first[1]) / max(now - first[0], 1e-9)
-            left = f", {rate:.0f}/s, {(total - done) / rate:.0f} s left" if rate else ""
-            _say(f"{what}: {done} of {total}{left}")
-
-    return show
-
-
-def _say(message: str) -> None:
-    print(f"fastload: {_visible(message)}", file=sys.stderr)
-
-
-def _print(table: Table) -> None:
-    width = None if sys.stdout.isatty() else 160
-    Console(markup=False, highlight=False, width=width).print(table)
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}" + ("" if number == 1 else plural)
-
-
-def _visible(text: str) -> str:
-    """Text from a store or a file name, safe to print: control characters and stray bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _range(spread: Sequence[float]) -> str:
-    return f"{spread[0]:g} to {spread[2]:g}, median {spread[1]:g}"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -29,9 +29,10 @@ from .doctor import usable_cores
 from .errors import FastloadError, PackError, SourceError
 from .fields import column_dtype
 from .geometry import MAX_PIXELS
+from .items import Item, Source
 from .options import Encode, Exif, Form, Options, Shape
 from .prepare import LeftOut, Prepared, common_shape, form_of, libraries_for_packing, prepare
-from .sources import Format, Item, Source, open_source
+from .sources import Format, open_source
 from .store import ColumnSpec, Store, looks_like_store
 from .store_writer import StoreWriter
 from .torch_datasets import lost_processes, open_dataset

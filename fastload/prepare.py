@@ -44,8 +44,8 @@ from .image_fields import (
     raw_field,
     shallow,
 )
+from .items import Item, Source
 from .options import Form, Options, Shape
-from .sources import Item, Source
 from .store import Store
 from .workers import ordered_map
 

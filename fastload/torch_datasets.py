@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from . import arrays, record
 from .errors import PackError, SourceError
 from .fields import Schema, learn
+from .items import Item, Source
 from .prepare import LeftOut, Prepared, libraries_for_packing
-from .sources import Item, Source
 from .workers import ordered_map
 
 _LOOKED_AT = 32

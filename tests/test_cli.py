@@ -25,7 +25,7 @@ from mounts import small_disk
 from PIL import Image
 
 import fastload
-from fastload import cli, record
+from fastload import printing, record
 from fastload.cli import main
 from fastload.store import ColumnSpec, Store
 from fastload.store_writer import StoreWriter
@@ -578,7 +578,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     run: Run, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Piped to a log, progress is a line now and then on standard error, without escapes or carriage returns."""
-    monkeypatch.setattr(cli, "_PLAIN_SECONDS", 1e-6)
+    monkeypatch.setattr(printing, "_PLAIN_SECONDS", 1e-6)
     outcome = run("pack", class_folders, tmp_path / "db.lmdb", "--json")
     lines = outcome.err.splitlines()
     assert lines
@@ -776,6 +776,7 @@ def test_show_draws_failures(run: Run, store_path: Path, tmp_path: Path) -> None
         ("{store} -o {tmp}/x.png --index -1", ["--index", "'-1'", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --index 5-2", ["--index", "'5-2'", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --index 0-2000000", ["--index", "0,5,10-19"]),
+        ("{store} -o {tmp}/x.png --index 0-99999999999999999999", ["--index", "0,5,10-19"]),
         ("{store} -o {tmp}/x.png --count 0", ["count is 0"]),
         ("{store} -o {tmp}/x.png --transform train --size 0", ["size is 0"]),
         ("{store} -o {tmp}/x.png --transform random", ["--transform", "'random'"]),

@@ -24,10 +24,10 @@ import fastload
 from fastload import ImageDataset, Store, blocks, cli, decode, pack, record
 from fastload.errors import ChecksumError, DecodeError, SourceError, StoreFormatError
 from fastload.geometry import Box, Plan, upright_size
+from fastload.items import Item, Source
 from fastload.manifest import check as check_manifest
 from fastload.options import Options
 from fastload.prepare import form_of
-from fastload.sources import Item, Source
 from fastload.stats import statistics
 from fastload.transforms import (
     CenterCrop,

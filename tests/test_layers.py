@@ -15,10 +15,10 @@ import fastload
 
 LAYERS = (
     "errors geometry order record",
-    "anonymous_memory samples arrays fields batch buffers jpeg headers tiles huffman huffman_writer recut blocks masks "
-    "boxes lmdb_pages manifest toc store store_writer sources labelme coco pickles small_images label_lists "
-    "tar_members member_values tar_shards parquet arrow_values hub_files dicom dicom_images dicom_values splits "
-    "workers transforms cache failures placeholders worker_info",
+    "anonymous_memory arrays fields batch buffers jpeg headers tiles huffman huffman_writer recut blocks masks "
+    "boxes lmdb_pages manifest toc store store_writer items sources folders labelme coco pickles small_images "
+    "label_lists samples sample_sources tar_members member_values tar_shards parquet arrow_values hub_files dicom "
+    "dicom_images dicom_values splits workers transforms cache failures placeholders worker_info",
     "resize decode show pictures",
     "options image_fields",
     "prepare torch_datasets",
@@ -29,7 +29,7 @@ LAYERS = (
     "orders passes iterators reading thread_workers process_workers",
     "loader",
     "monitor doctor tune",
-    "factory verify stats info unpack bench memory cli",
+    "factory verify stats info unpack bench memory arguments printing cli",
 )
 """From the bottom up. A module that is in none of them has to be given its place here."""
 

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastload.errors import SourceError
-from fastload.sources import Source, open_source
+from fastload.items import Source
+from fastload.sources import open_source
 
 JPEG = b"\xff\xd8\xff\xe0 the beginning of a JPEG"
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX only: names and links that Windows doesn't have")

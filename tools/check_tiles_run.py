@@ -21,13 +21,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fastload import cli, decode, jpeg, record, tiles
+from fastload import decode, jpeg, record, tiles
 from fastload.doctor import usable_cores
 from fastload.errors import FastloadError
 from fastload.geometry import Box, Size
+from fastload.items import Item, Source
 from fastload.options import Options
 from fastload.prepare import LeftOut, libraries_for_packing, prepare
-from fastload.sources import Item, Source
+from fastload.printing import show_progress, visible
 from fastload.workers import ordered_map
 
 REDUCTIONS = (1, 2, 4, 8)
@@ -96,7 +97,7 @@ def check(folders: list[Path], crops: int, seed: int, as_json: bool) -> int:
         return 2
     totals = Totals()
     threads = usable_cores()
-    with libraries_for_packing(), cli._progress("checking") as progress:
+    with libraries_for_packing(), show_progress("checking") as progress:
         results = ordered_map(
             lambda file: check_file(file, crops, seed), files, threads=threads, ahead=2 * threads, name="check-tiles"
         )
@@ -197,7 +198,7 @@ def show(totals: Totals) -> None:
     Console(highlight=False, markup=False).print(table)
     for title, files in {"untouched": totals.untouched, "left out": totals.left_out}.items():
         for file in files[:MOST_NAMES]:
-            print(f"{title}: {cli._visible(file.name)}: {cli._visible(file.reason)}")
+            print(f"{title}: {visible(file.name)}: {visible(file.reason)}")
         if len(files) > MOST_NAMES:
             print(f"{title}: {len(files) - MOST_NAMES:,} more, which --json lists")
     print(f"\nJPEGs left untouched though large enough: {totals.share_untouched:.2%} of {totals.jpegs:,}")
@@ -205,5 +206,5 @@ def show(totals: Totals) -> None:
         payload, index = (n / totals.original_bytes for n in (totals.payload_bytes, totals.index_bytes))
         print(f"bytes, to the originals': {payload + index:.2%} ({payload:.2%} re-cut JPEGs, {index:.2%} indexes)")
     for file in totals.differences:
-        print(f"DIFFERENT: {cli._visible(file.name)}: {file.difference}")
+        print(f"DIFFERENT: {visible(file.name)}: {file.difference}")
     print(f"crops compared: {totals.crops:,}, files with differences: {len(totals.differences)}")

@@ -24,9 +24,9 @@ from PIL import Image
 
 from fastload import blocks, decode, jpeg, record, tiles
 from fastload.geometry import Box
+from fastload.items import Item, Source
 from fastload.options import Options
 from fastload.prepare import LeftOut, prepare
-from fastload.sources import Item, Source
 
 CAT, CATS_CROP = "skimage/data/chelsea.png", Box(206, 102, 158, 162)
 
