@@ -1,9 +1,8 @@
 """The dataset: from indices to pictures and labels.
 
 `ImageDataset.__getitems__` is the one read path. torch's own fetcher calls it with a batch of indices, so the stock
-DataLoader, Accelerate and Lightning get its speed. For each batch: sizes and labels are gathered from columns, every
-picture's plan is made, one buffer is taken, and each sample is decoded into its slot. Raw images of one shape skip
-all that: the batch is one gather.
+DataLoader, Accelerate and Lightning get its speed. How a batch is read is told in `batch_reading`; here are
+the options, what torch and the loaders ask of a dataset, and images on their own.
 
 Checksums are checked each time something is read, for as much as is read (2 us for 110 KB). The rows of a raw column
 are when a process first reads them: a checksum costs more than the gather.
@@ -22,38 +21,34 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from . import decode, masks, record
-from .batch import Batch, Column
-from .blocks import Values
+from . import decode, record
+from .batch import Batch
+from .batch_reading import PART, OnError, Reading
 from .buffers import BatchBuffers
 from .cache import ImageCache
-from .errors import ChecksumError, ColumnError, DecodeError, FastloadError, StoreError, TooManyFailures
+from .errors import DecodeError
 from .failures import Failures
-from .fields import leaves, restore
-from .geometry import MAX_PIXELS, REDUCTIONS, Box, Plan, Size, upright_size
-from .order import Drawn, SampleRandom, mix64
-from .placeholders import IGNORE_LABEL, VALID, check_ignore_label, ignored, placeholder, with_valid
-from .store import Column as StoreColumn
+from .fields import leaves
+from .geometry import MAX_PIXELS, REDUCTIONS, Box, Plan
+from .layout import Layout
+from .order import Drawn
+from .placeholders import IGNORE_LABEL, check_ignore_label
 from .store import Store, Verify
+from .stored_images import draw, name_of, sizes_of, stored_image
 from .transforms import Compose, Normalize, full_scale
-from .values import Decoder, ImageType, Value, as_type, packed_type, set_decoders
-from .workers import context
+from .values import Decoder, ImageType, Value, packed_type, set_decoders
 
 if TYPE_CHECKING:
     import PIL.Image
 
-OnError = Literal["placeholder", "skip", "raise"]
-
-_SKIP_TRIES = 100
 _GATHER_BYTES = 4 << 20
-_PART = 8
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """What `read` gives beside the images' own type."""
 
@@ -167,17 +162,12 @@ class ImageDataset(Dataset[Any]):
         fields = [*leaves(schema.sample)]
         if target_transform is not None and len(fields) != 2:
             raise ValueError(f"target_transform takes one target; samples of {path} have {', '.join(fields)}")
-        self._target = next((name for name in reversed(fields) if name != "image"), "image")
         classes = [] if return_valid else self.store.classes or []
         check_ignore_label(ignore_label, schema, self.store.columns["label"].dtype.kind == "f", classes)
         self.ignore_label, self.return_valid = ignore_label, return_valid
-        self._sample = with_valid(schema.sample) if return_valid else schema.sample
-        self.fields: tuple[str, ...] = tuple(leaves(self._sample))
-        self._is_pair = schema.sample in ({"tuple": ["image", "label"]}, {"tuple": ["image", "mask"]})
-        self._has_images = schema.image is not None
-        self._columns = [spec for spec in schema.others if spec.column is not None]
-        self._values = [Value(spec, image_type) for spec in schema.others if spec.column is None]
-        set_decoders(self._values, decoder)
+        self._layout = Layout(self.store, image_type, return_valid)
+        self.fields = self._layout.names
+        set_decoders(self._layout.values, decoder)
         others = [spec.name for spec in schema.of_kind("image")[1:]]
         if others and self.transform.geometric:
             warnings.warn(
@@ -185,7 +175,7 @@ class ImageDataset(Dataset[Any]):
                 "packed",
                 stacklevel=2,
             )
-        if not self._has_images and self.transform.transforms:
+        if not self._layout.has_images and self.transform.transforms:
             raise ValueError(f"{path} has no images that {self.transform} could work on; leave the transform out")
         self.failures = Failures(len(self.store), _limit(max_failures, len(self.store)))
         self._buffers = BatchBuffers()
@@ -283,32 +273,26 @@ class ImageDataset(Dataset[Any]):
         if dtype not in (own, *_FLOATS):
             raise ValueError(f"dtype is {dtype!r}; it may be {', '.join(map(str, (own, *_FLOATS)))}")
         index = int(self._checked([operator.index(index)])[0])
-        size = self._sizes(np.array([index]))[0]
+        size = sizes_of(self.store, np.array([index]))[0]
         box = Plan.whole(size).box if region is None else _box(region)
         if not box.inside(size):
-            self._stored(index, size)  # an error of its own, if it is damaged or too large
+            stored_image(self.store, index, size)  # an error of its own, if it is damaged or too large
             raise ValueError(f"region {region} is not inside image {index}, {size[1]} x {size[0]} (width x height)")
         if reduce == 1 and not gray:
-            out: Values = np.empty((box.height, box.width, self.channels), self.image_dtype)
-            self._draw(index, size, [Plan(box, (box.height, box.width))], out)
+            out = np.empty((box.height, box.width, self.channels), self.image_dtype)
+            plan = Plan(box, (box.height, box.width))
+            draw(self.store, index, size, [plan], out, cache=self.cache, scaled=self.scaled_decode)
         else:
-            out = decode.reduced(self._stored(index, size), box, reduce, gray=gray)
+            # Out of the store, not the cache: pixels must not depend on what it holds. Scaled by the DCT, or by luma
+            # alone, a JPEG has others than its RGB pixels at full size would give.
+            out = decode.reduced(stored_image(self.store, index, size), box, reduce, gray=gray)
             out = decode.with_channels(out, 1 if gray else self.channels)
         image, scale = torch.from_numpy(out).permute(2, 0, 1), full_scale(own)
         return image if dtype == own else image.to(torch.promote_types(dtype, torch.float32)).div_(scale).to(dtype)
 
     def _check_images(self) -> None:
-        if not self._has_images:
+        if not self._layout.has_images:
             raise ValueError(f"{self.store.path} has no images; its fields are {', '.join(self.fields)}")
-
-    def _stored(self, index: int, size: Size) -> Values | record.Field:
-        """Sample `index`, an image of `size`, out of the store, not the cache: pixels must not depend on what it holds.
-
-        Scaled by the DCT, or by luma alone, a JPEG has others than its RGB pixels at full size would give.
-        """
-        if "image" in self.store.columns:
-            return self._raw_image(index, size)
-        return self._image_field(self.store.fields(index)[0], size)
 
     def show(self, indices: Sequence[int] | None = None, *, columns: int = 8) -> PIL.Image.Image:
         """A contact sheet of samples, by default 32 all over the store; a notebook draws a cell's last value by itself.
@@ -334,7 +318,8 @@ class ImageDataset(Dataset[Any]):
         """This dataset with another transform, and errors instead of placeholders; boxes are (x, y, width, height)."""
         view = copy.copy(self)
         view.transform, view.target_transform, view.on_error = transform, None, "raise"
-        view._values = [Value(value.spec._replace(format=""), None) for value in self._values]
+        view._layout = copy.copy(self._layout)
+        view._layout.values = [Value(value.spec._replace(format=""), None) for value in self._layout.values]
         return view
 
     def _shown(self, index: int) -> dict[str, Any] | str:
@@ -351,10 +336,10 @@ class ImageDataset(Dataset[Any]):
 
     def _caption(self, index: int) -> str:
         if "label" not in self.fields:
-            return f"{index}{self._name_of(index)}"
+            return f"{index}{name_of(self.store, index)}"
         label = self.store.columns["label"][index].tolist()
         if label == -1:
-            return f"{index}{self._name_of(index)}"
+            return f"{index}{name_of(self.store, index)}"
         known = self.classes is not None and isinstance(label, int) and 0 <= label < len(self.classes)
         return f"{index}: {self.classes[label] if known and self.classes else label}"
 
@@ -371,7 +356,7 @@ class ImageDataset(Dataset[Any]):
         if own is not ImageDataset.__getitem__ and batched is ImageDataset.__getitems__:
             return [self[index] for index in indices]
         batch = self._load(indices)
-        return [*batch] if isinstance(self._sample, str) else batch  # bare pictures: torch stacks lists alone
+        return [*batch] if isinstance(self._layout.sample, str) else batch  # bare pictures: torch stacks lists alone
 
     @property
     def reads_whole_batches(self) -> bool:
@@ -387,31 +372,19 @@ class ImageDataset(Dataset[Any]):
 
     def begin(self, indices: Sequence[int]) -> Reading:
         """Start to read a batch whose parts several threads may fill: begin, fill each, finish."""
-        return Reading(self, self._checked(indices), Drawn.draws(indices))
+        return Reading(self, self._layout, self._buffers, self._checked(indices), Drawn.draws(indices))
 
     def parts(self, count: int) -> int:
         """Into how many parts the reading of `count` samples falls."""
-        return 1 if self._gathered is not None else max(1, -(-count // _PART))
+        return 1 if self._layout.gathered(self.transform) is not None else max(1, -(-count // PART))
 
     def batches_per_read(self, batch_size: int) -> int:
         """How many batches a worker thread does well to read together.
 
         More than one where a batch is a single gather: handing one from thread to thread costs as much as gathering it.
         """
-        if self._gathered is None:
-            return 1
-        return max(1, _GATHER_BYTES // (batch_size * math.prod(self._gathered.shape)))
-
-    @property
-    def _gathered(self) -> StoreColumn | None:
-        """The column of raw images, if pictures are its rows as they are."""
-        as_they_are = not (self.transform.geometric or self._reads_records)
-        return self.store.columns.get("image") if as_they_are else None
-
-    @property
-    def _reads_records(self) -> bool:
-        """Whether a record has more of a sample than its image."""
-        return bool(self.store.masks or self._values)
+        column = self._layout.gathered(self.transform)
+        return 1 if column is None else max(1, _GATHER_BYTES // (batch_size * math.prod(column.shape)))
 
     def _checked(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """The indices as an array, negative ones counted from the end."""
@@ -427,78 +400,6 @@ class ImageDataset(Dataset[Any]):
             where = np.where(where < 0, where + count, where)
         return where
 
-    def _finished(self, picture: Values) -> Any:
-        """A picture in the type that was asked for, with the transforms applied that follow the geometric ones."""
-        image: Any = as_type(picture, self.image_type)
-        for transform in self.transform.rest:
-            image = transform(image)
-        return image
-
-    def _targets(self, labels: npt.NDArray[Any]) -> torch.Tensor:
-        targets = torch.from_numpy(labels)
-        return targets.float() if targets.is_floating_point() else targets
-
-    def _finished_mask(self, mask: npt.NDArray[Any]) -> Any:
-        """A mask in the type that was asked for, with the target transform applied."""
-        values: Any = mask
-        if self.image_type == "tensor":
-            values = torch.from_numpy(mask)
-        elif self.image_type == "pil":
-            from PIL import Image
-
-            values = Image.fromarray(mask)
-        return values if self.target_transform is None else self.target_transform(values)
-
-    @functools.cached_property
-    def _mask_dtypes(self) -> list[npt.DTypeLike]:
-        """The type of each mask's values: int32 where some don't fit into uint8."""
-        columns = [self.store.columns[f"{name}_max"] for name in self.store.masks]
-        return [np.uint8 if all((chunk <= 255).all() for chunk in column.chunks()) else np.int32 for column in columns]
-
-    def _sizes(self, indices: npt.NDArray[np.int64]) -> list[Size]:
-        """What memory is taken for: for images that are too large to be read, that of one pixel."""
-        if not self._has_images:
-            return [(0, 0)] * len(indices)
-        sizes = self.store.columns["size"].gather(indices)
-        areas = sizes.prod(axis=1, dtype=np.float64)
-        if not areas.all():
-            raise ColumnError(f"{self.store.path}: column 'size' has images without pixels; the store is damaged")
-        sizes[areas > self.store.max_pixels] = 1
-        return [(height, width) for height, width in sizes.tolist()]
-
-    def _draw(
-        self, index: int, size: Size, plans: list[Plan], out: Values, fields: Sequence[record.Field] = ()
-    ) -> None:
-        """Decode sample `index`, an image of `size`, and carry its plans out into `out`. fields: of its record."""
-        cache = self.cache
-        image: Values | record.Field | None = None
-        if "image" in self.store.columns:
-            image = self._raw_image(index, size)
-        elif cache is not None:
-            image = cache.get(index)
-        if image is None:
-            image = self._image_field((fields or self.store.fields(index))[0], size)
-            if cache is not None:
-                image = decode.upright(image)
-                cache.put(index, image)
-        orientation = image.orientation if isinstance(image, record.Field) else 1
-        decode.render(image, orientation, plans, out, scaled=self.scaled_decode)
-
-    def _raw_image(self, index: int, size: Size) -> Values:
-        image = self.store.raw_image(index)
-        _check_size(image.shape[:2], size)
-        return image
-
-    def _image_field(self, field: record.Field, size: Size) -> record.Field:
-        _check_size(upright_size((field.height, field.width), field.orientation), size)
-        return field
-
-    def _name_of(self, index: int) -> str:
-        try:
-            return f" ({self.store.name(index)})"
-        except FastloadError:
-            return ""
-
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_buffers"}
 
@@ -507,215 +408,6 @@ class ImageDataset(Dataset[Any]):
 
     def __repr__(self) -> str:
         return f"ImageDataset({self.store.path!r}, {len(self)} samples, {self.transform})"
-
-
-class Reading:
-    """A batch that is being read. `fill` may run for several parts at once: each writes to its own samples' places."""
-
-    def __init__(self, dataset: ImageDataset, indices: npt.NDArray[np.int64], draws: list[int] | None = None) -> None:
-        self._dataset = dataset
-        self._labels = dataset.store.columns["label"].gather(indices)
-        self._values: dict[str, list[Any]] = {value.spec.name: [None] * len(indices) for value in dataset._values}
-        for spec in dataset._columns:
-            assert spec.column is not None
-            rows = self._labels if spec.column == "label" else dataset.store.columns[spec.column].gather(indices)
-            self._values[spec.name] = restore(spec, rows)
-        self._epoch = dataset.epoch if context.epoch is None else context.epoch
-        # A dataset around this one may read a batch in pieces: then the context's draws are not those of `indices`.
-        if draws is None and context.draws is not None and len(context.draws) == len(indices):
-            draws = context.draws.tolist()
-        self._draws = draws
-        self._placeholders: list[int] = []
-        self._tensor: torch.Tensor | None = None
-        self._slots: Any = None
-        column = dataset._gathered
-        self._gathered: npt.NDArray[np.int64] | None = None
-        if column is not None:
-            self._tensor, self._slots = dataset._buffers.take((len(indices), *column.shape), context.memory)
-            column.gather(indices, out=self._slots)
-            self._gathered = indices
-            self._todo: list[tuple[int, Size]] = []
-        else:
-            self._todo = list(zip(indices.tolist(), dataset._sizes(indices), strict=True))
-            self._take_slots()
-        self._masks = self._mask_slots()
-        self._whole = (
-            self._tensor is not None
-            and dataset.image_type == "tensor"
-            and all(isinstance(transform, Normalize) for transform in dataset.transform.rest)
-            and not (self._masks and dataset.target_transform is not None)
-        ) or not dataset._has_images
-        self._pictures: list[Any] = [] if self._whole else [None] * len(indices)
-        self._finished_masks: list[list[Any]] = [[None] * len(self._pictures) for _ in self._masks]
-
-    def _take_slots(self) -> None:
-        """Take one buffer for all pictures if their sizes agree, else one for each.
-
-        Where the transform alone says the size, the plans are left to the threads that carry them out: making them all
-        here would keep the interpreter from those for a millisecond.
-        """
-        dataset = self._dataset
-        if not dataset._has_images:
-            return
-        size = dataset.transform.output_size
-        sizes = [size or self._plans(place)[-1].output_size for place in range(len(self._todo))]
-        if len(set(sizes)) == 1:
-            dtype = dataset.image_dtype
-            shape = (len(sizes), *sizes[0], dataset.channels * dtype.itemsize)
-            tensor, array = dataset._buffers.take(shape, context.memory)
-            self._tensor, self._slots = tensor.view(getattr(torch, dtype.name)), array.view(dtype)
-        else:
-            self._slots = [np.empty((*size, dataset.channels), dataset.image_dtype) for size in sizes]
-
-    def _mask_slots(self) -> list[tuple[torch.Tensor | None, Any]]:
-        """For each mask of the store a buffer for the batch, as `_take_slots` takes one for the pictures."""
-        slots: list[tuple[torch.Tensor | None, Any]] = []
-        for dtype in self._dataset._mask_dtypes if self._dataset.store.masks else ():
-            if self._tensor is None:
-                slots.append((None, [np.empty(slot.shape[:2], dtype) for slot in self._slots]))
-                continue
-            count, height, width, _ = self._slots.shape
-            shape = (count, height, width * np.dtype(dtype).itemsize)
-            tensor, array = self._dataset._buffers.take(shape, context.memory)
-            slots.append((tensor.view(torch.int32 if dtype is np.int32 else torch.uint8), array.view(dtype)))
-        return slots
-
-    def _plans(self, place: int) -> list[Plan]:
-        index, size = self._todo[place]
-        dataset = self._dataset
-        return dataset.transform.plans(size, self._random(place, index)) if dataset._has_images else []
-
-    def _random(self, place: int, index: int) -> SampleRandom:
-        """The randomness of a sample; of its own for each time that it comes in an epoch."""
-        if self._draws is not None:
-            index ^= mix64(self._draws[place])
-        return SampleRandom(self._dataset.seed, self._epoch, index)
-
-    def fill(self, part: int) -> None:
-        """Decode the samples of one part into their slots, and apply what follows if it works on single pictures."""
-        dataset = self._dataset
-        if self._gathered is not None:
-            self._check_gathered(self._gathered)
-        for place, (index, size) in enumerate(self._todo[part * _PART : (part + 1) * _PART], part * _PART):
-            try:
-                self._draw(place, index, size, self._plans(place))
-            except ColumnError:
-                raise
-            except FastloadError as error:
-                self._replace(place, index, error)
-            except MemoryError as error:
-                self._replace(place, index, DecodeError(f"there is no memory for it: {error}"))
-        if not self._whole:
-            last = (part + 1) * _PART if self._todo else len(self._labels)
-            for place in range(part * _PART, min(last, len(self._labels))):
-                self._pictures[place] = dataset._finished(self._slots[place])
-                for finished, (_, slots) in zip(self._finished_masks, self._masks, strict=True):
-                    finished[place] = dataset._finished_mask(slots[place])
-
-    def _check_gathered(self, indices: npt.NDArray[np.int64]) -> None:
-        for place in self._dataset.store.damaged_images(indices, self._slots):
-            error = ChecksumError("the pixels differ from what was packed (checksum mismatch)")
-            self._replace(place, int(indices[place]), error)
-
-    def _draw(self, place: int, index: int, size: Size, plans: list[Plan]) -> None:
-        """Decode sample `index` to the place of another, or its own: image, masks and values."""
-        dataset = self._dataset
-        fields = dataset.store.fields(index) if dataset._reads_records else []
-        if self._slots is not None:
-            dataset._draw(index, size, plans, self._slots[place], fields)
-        others = fields["image" in dataset.store.field_names :]
-        for field, fill, (_, slots) in zip(others, dataset.store.masks.values(), self._masks, strict=False):
-            masks.render(field, size, plans, slots[place], fill)
-        for value, field in zip(dataset._values, others[len(self._masks) :], strict=False):
-            self._values[value.spec.name][place] = value.read(field, plans if dataset.transform.geometric else [])
-
-    def finish(self) -> Batch:
-        """The batch, once all parts are filled."""
-        dataset = self._dataset
-        columns: dict[str, Column] = {**self._values, "image": self._pictures}
-        columns |= zip(dataset.store.masks, self._finished_masks, strict=True)
-        if self._whole and self._tensor is not None:
-            images = self._tensor.permute(0, 3, 1, 2)
-            for normalize in dataset.transform.rest:
-                images = normalize(images)
-            columns["image"] = images
-            columns |= {
-                name: tensor
-                for name, (tensor, _) in zip(dataset.store.masks, self._masks, strict=True)
-                if tensor is not None
-            }
-        names = dataset.fields
-        if "label" in names and "label" not in columns:
-            columns["label"] = dataset._targets(self._labels)
-        if dataset.target_transform is not None and dataset._target not in dataset.store.masks:
-            columns[dataset._target] = self._transformed(columns[dataset._target], dataset.target_transform)
-        if dataset.return_valid:
-            columns[VALID] = valid = torch.ones(len(self._labels), dtype=torch.bool)
-            valid[self._placeholders] = False
-        if dataset._is_pair:
-            return Batch(*(columns[name] for name in names))
-        return Batch(*(columns[name] for name in names), names=names, tree=dataset._sample)
-
-    def _transformed(self, targets: Column, transform: Callable[[Any], Any]) -> list[Any]:
-        """Targets with the transform applied, except placeholders' and labels that say: ignore."""
-        skipped = ignored(self._labels)
-        skipped[self._placeholders] = True
-        values = targets.tolist() if isinstance(targets, torch.Tensor) and targets.dim() == 1 else list(targets)
-        return [value if skip else transform(value) for value, skip in zip(values, skipped, strict=True)]
-
-    def _replace(self, place: int, index: int, error: FastloadError) -> None:
-        """Deal with a sample that failed: put another one or a placeholder in its place, or raise."""
-        dataset = self._dataset
-        if dataset.on_error == "raise":
-            raise DecodeError(f"sample {index}{dataset._name_of(index)}: {error}") from error
-        dataset.failures.report(index, str(error))
-        if dataset.on_error == "skip":
-            self._take_another(place, index)
-            return
-        if self._slots is not None:
-            self._slots[place][...] = 0
-        for (_, slots), fill in zip(self._masks, dataset.store.masks.values(), strict=True):
-            slots[place][...] = fill
-        for value in dataset._values:
-            self._values[value.spec.name][place] = value.placeholder()
-        for spec in dataset._columns:
-            self._values[spec.name][place] = placeholder(spec, dataset.ignore_label)
-        self._labels[place] = math.nan if self._labels.dtype.kind == "f" else dataset.ignore_label
-        self._placeholders.append(place)
-
-    def _take_another(self, place: int, index: int) -> None:
-        """Draw another sample in place of a failed one: a choice that depends on (seed, epoch, index) alone."""
-        dataset = self._dataset
-        random = self._random(place, index)
-        for _ in range(_SKIP_TRIES):
-            other = random.integer(len(dataset))
-            size = dataset._sizes(np.array([other]))[0]
-            plans: list[Plan] = []
-            if self._slots is not None:
-                plans = dataset.transform.plans(size, SampleRandom(dataset.seed, self._epoch, other))
-                if plans[-1].output_size != self._slots[place].shape[:2]:
-                    continue
-            try:
-                self._draw(place, other, size, plans)
-            except FastloadError as error:
-                dataset.failures.report(other, str(error))
-                continue
-            self._labels[place] = dataset.store.columns["label"][other]
-            for spec in dataset._columns:
-                assert spec.column is not None
-                self._values[spec.name][place] = restore(spec, dataset.store.columns[spec.column][other][None])[0]
-            return
-        raise TooManyFailures(
-            f"sample {index} failed, and so did {_SKIP_TRIES} others drawn in its place, or they have other sizes; "
-            "run `fastload verify --decode` on the store"
-        )
-
-
-def _check_size(found: tuple[int, ...], size: Size) -> None:
-    if found != size:
-        raise StoreError(
-            f"the image has {found[1]} x {found[0]} pixels, the size column says otherwise; the store is damaged"
-        )
 
 
 def _box(region: Sequence[int]) -> Box:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from .batch_reading import OnError
 from .cache import ImageCache
-from .dataset import ImageDataset, OnError
+from .dataset import ImageDataset
 from .iterators import SingleIterator
 from .loader import DataLoader
 from .prefetch import DevicePrefetcher

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data.dataloader import _DatasetKind
 from torch.utils.data.graph_settings import apply_random_seed
 
-from .dataset import Reading
+from .batch_reading import Reading
 from .iterators import collated, open_ticket
 from .orders import reads_whole_batches
 from .passes import Ticket

@@ -27,6 +27,7 @@ from .geometry import Box, Plan, Size
 from .order import Indices, SampleRandom, SampleRandoms, Words, mixed
 from .store import Column
 from .transforms import CenterCrop, Compose, RandomCrop, RandomHorizontalFlip
+from .values import as_targets
 from .workers import context
 
 
@@ -54,7 +55,7 @@ class Resident:
         self._rows = torch.arange(rows, device=device)
         valid = torch.ones(len(column), dtype=torch.bool)
         self._replace(self._upload(column), labels := dataset.targets, valid)
-        targets = [dataset._targets(labels), *([valid] if dataset.return_valid else [])]
+        targets = [as_targets(labels), *([valid] if dataset.return_valid else [])]
         self._targets = [target.to(device) for target in targets]
 
     def fetch(self, indices: Indices) -> list[Tensor]:

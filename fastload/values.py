@@ -1,4 +1,4 @@
-"""What a dataset makes of the fields of a record that are neither the transformed image nor its masks."""
+"""What a dataset makes of what it reads: values of the fields that it doesn't transform, and the types asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from . import arrays, boxes, decode, fields, record
@@ -75,6 +76,23 @@ def as_type(picture: Values, image_type: ImageType) -> torch.Tensor | Values | P
     from PIL import Image
 
     return Image.fromarray(picture if picture.shape[2] == 3 else picture[..., 0])
+
+
+def mask_as_type(mask: npt.NDArray[Any], image_type: ImageType) -> torch.Tensor | npt.NDArray[Any] | PIL.Image.Image:
+    """A mask (height, width) as its image's type has it."""
+    if image_type == "tensor":
+        return torch.from_numpy(mask)
+    if image_type == "numpy":
+        return mask
+    from PIL import Image
+
+    return Image.fromarray(mask)
+
+
+def as_targets(labels: npt.NDArray[Any]) -> torch.Tensor:
+    """Labels as what losses take: int64, real ones float32."""
+    targets = torch.from_numpy(labels)
+    return targets.float() if targets.is_floating_point() else targets
 
 
 def set_decoders(values: list[Value], decoder: Decoder | Mapping[str, Decoder] | None) -> None:

@@ -136,7 +136,7 @@ def test_any_region_is_cut_from_the_whole_image_at_that_size(
 ) -> None:  # fmt: skip
     """Of JPEGs bit for bit what libjpeg makes of the whole file; of others, and of tiny ones, the means of squares."""
     whole, difference = expected_of(files[number], which == "raw", reduction, gray)
-    height, width = datasets[which]._sizes(np.array([number]))[0]
+    height, width = datasets[which].store.columns["size"][number].tolist()
     w, h = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
     x, y = data.draw(st.integers(0, width - w)), data.draw(st.integers(0, height - h))
     got = as_array(datasets[which].read(number, (x, y, w, h), reduce=reduction, gray=gray))
