@@ -85,7 +85,7 @@ class ImageDataset(Dataset[Any]):
     verify: when what is read is held against its checksum: "sample" (each sample when it's read), "always" (raw ones
         each time too), or "never"; see `Store`.
     max_pixels: larger images can't be decoded. (Where pictures have the size of their image, the placeholder has one
-        pixel.) A few bytes of a stranger's store can be one of any size, which takes up to 30 bytes of memory a pixel.
+        pixel.) A few bytes of a stranger's store can be one of any size, which takes up to 12 bytes of memory a pixel.
 
     Labels are int64: an int for each sample (a tensor where the source had several), -1 where it had none. Real-valued
     ones are float32, NaN where there are none, and for placeholders. A store of
