@@ -26,7 +26,7 @@ def bench_crops(contest: Contest, store: Path) -> None:
 
 
 def bench_small(contest: Contest, workspace: Path) -> None:
-    """How fast are raw 32 x 32 images, in later epochs and in the first one that a process reads?"""
+    """How fast are raw 32 x 32 images, in later epochs and in a program's first one?"""
     images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
     path = _pack_small(images, workspace)
     first: dict[str, Work] = {

@@ -53,6 +53,7 @@ from .fields import Schema
 from .geometry import MAX_PIXELS
 from .lmdb_pages import Pages, begins_like_lmdb
 from .manifest import PLACES
+from .seen_rows import SeenRows
 
 COLUMN_CHUNK = 64 << 20
 
@@ -180,9 +181,9 @@ class Store:
     """A packed store, opened for reading.
 
     verify: when what is read is held against its checksum. "always": each time. "sample": each time too, but a row of
-        a raw column only when this process reads it first: to check one takes longer than to gather it. "never": not at
-        all; lengths and places are looked at even so, so that damage may be shown, but can't end the process. The
-        manifest and columns are checked once, at first use; these not with "never".
+        a raw column only when it is first read, by this process or its workers: to check one takes longer than to
+        gather it. "never": not at all; lengths and places are looked at even so, so that damage may be shown, but can't
+        end the process. The manifest and columns are checked once, at first use; these not with "never".
     max_pixels: images and masks with more are errors: a few bytes of a stranger's store can be one of any size.
 
     Attributes:
@@ -215,6 +216,7 @@ class Store:
         self.path = os.path.abspath(path)
         self.verify: Verify = verify
         self.max_pixels = max_pixels
+        self._seen: SeenRows | None = None
         self.manifest = self._read_manifest(self._file)
         self._describe()
 
@@ -233,7 +235,8 @@ class Store:
         self.places = self.columns.pop(PLACES)
         self._chunks: dict[tuple[str, int], npt.NDArray[Any]] = {}
         self._spans: dict[str, _Span] = {}
-        self._rows_seen = _Seen(self._count)
+        if self.verify == "sample" and "image" in self.columns and self._seen is None:
+            self._seen = SeenRows(self._count)
 
     @property
     def image_channels(self) -> int:
@@ -308,14 +311,14 @@ class Store:
         """Of images that were read from the raw column, the places of those that are to be checked and are damaged."""
         if self.verify == "never":
             return []
-        places = np.arange(len(indices)) if self.verify == "always" else self._rows_seen.places_of_new(indices)
+        places = np.arange(len(indices)) if self._seen is None else self._seen.places_of_new(indices)
         if not len(places):
             return []
         rows = images.reshape(len(images), -1)
         expected = self.columns["checksum"].gather(indices[places]).tolist()
         wrong = [p for p, c in zip(places.tolist(), expected, strict=True) if record.checksum(rows[p].data) != c]
-        if self.verify == "sample":
-            self._rows_seen.add(np.delete(indices[places], np.searchsorted(places, wrong)))
+        if self._seen is not None:
+            self._seen.add(np.delete(indices[places], np.searchsorted(places, wrong)))
         return wrong
 
     def quarantine(self) -> list[dict[str, str]]:
@@ -351,7 +354,8 @@ class Store:
         return bool((places[:, :2] != rows).any())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "verify": self.verify, "max_pixels": self.max_pixels, "manifest": self.manifest}
+        names = ("path", "verify", "max_pixels", "manifest", "_seen")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -398,40 +402,6 @@ class Store:
             span = _Span.of([self._chunk(column, chunk, spec) for chunk in chunks], spec.row_bytes)
             self._spans[column] = span
         return span
-
-
-class _Seen:
-    """The rows of a column that were read and found sound. What is never asked for takes up no memory."""
-
-    _STRETCH = 1 << 16
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._seen: npt.NDArray[np.bool_] | None = None
-        self._all_below = 0
-
-    def add(self, rows: npt.NDArray[np.int64]) -> None:
-        """Note that they are sound."""
-        if self._seen is not None:
-            self._seen[rows] = True
-
-    def places_of_new(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where in `rows` those stand that were not added yet.
-
-        Once all were, it takes no look any more: whoever finds nothing new looks through another stretch of them.
-        """
-        if self._all_below == self._count:
-            return _NONE
-        if self._seen is None:
-            self._seen = np.zeros(self._count, bool)
-        new = np.flatnonzero(~self._seen[rows])
-        begin = self._all_below
-        if not len(new) and (stretch := self._seen[begin : begin + self._STRETCH]).all():
-            self._all_below = begin + len(stretch)
-        return new
-
-
-_NONE = np.empty(0, np.int64)
 
 
 class _Columns(dict[str, Column]):

@@ -15,8 +15,8 @@ import fastload
 
 LAYERS = (
     "errors geometry order record",
-    "anonymous_memory arrays fields batch buffers jpeg headers tiles huffman huffman_writer recut blocks masks "
-    "boxes lmdb_pages manifest toc store store_writer items sources folders labelme coco pickles small_images "
+    "anonymous_memory seen_rows arrays fields batch buffers jpeg headers tiles huffman huffman_writer recut blocks "
+    "masks boxes lmdb_pages manifest toc store store_writer items sources folders labelme coco pickles small_images "
     "label_lists samples sample_sources tar_members member_values tar_shards parquet arrow_values hub_files dicom "
     "dicom_images dicom_values splits workers transforms cache failures placeholders worker_info",
     "resize decode show pictures",

@@ -32,7 +32,7 @@ from fastload import record
 from fastload.errors import ChecksumError, FastloadError, PackError, StoreError, StoreFormatError
 from fastload.lmdb_pages import Pages
 from fastload.record import Field
-from fastload.store import Column, ColumnSpec, Store, _Seen
+from fastload.store import Column, ColumnSpec, Store
 from fastload.store_writer import StoreWriter
 
 SPECS = {
@@ -964,26 +964,3 @@ def test_a_quarantine_list_that_is_no_list(sample_store: Path, tmp_path: Path, v
     store = Store(altered(sample_store, tmp_path / "db.lmdb", {b"quarantine/00000000": value}))
     with pytest.raises(StoreError):
         store.quarantine()
-
-
-@settings(deadline=None)
-@given(
-    count=st.integers(1, 40),
-    stretch=st.integers(1, 9),
-    batches=st.lists(st.lists(st.integers(0, 39), max_size=12), max_size=30),
-    data=st.data(),
-)
-def test_which_rows_were_seen(count: int, stretch: int, batches: list[list[int]], data: st.DataObject) -> None:
-    """What is new is what was not added; once all were, that is found out, however they came."""
-    seen, model = _Seen(count), set[int]()
-    seen._STRETCH = stretch  # type: ignore[misc]
-    for number, batch in enumerate([*batches, list(range(count))]):
-        rows = np.array([row for row in batch if row < count], np.int64)
-        new = seen.places_of_new(rows)
-        assert new.tolist() == [place for place, row in enumerate(rows.tolist()) if row not in model]
-        sound = [row for row in rows[new].tolist() if number == len(batches) or data.draw(st.booleans())]
-        seen.add(np.array(sound, np.int64))
-        model.update(sound)
-    for _ in range(-(-count // stretch)):
-        assert len(seen.places_of_new(np.arange(count))) == 0
-    assert seen._all_below == count == len(model)
