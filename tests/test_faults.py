@@ -248,7 +248,7 @@ def test_the_news_of_a_death_comes_where_batches_are_awaited(kind: Any, monkeypa
     """Torch has a signal handler raise it anywhere: in a file's opening, say, which then is never closed."""
     opened: list[Any] = []
     monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda *_: opened.append(None))
-    iterator = iter(loader_of(Faulty(), collate_fn=in_pieces, **kind))
+    iterator = iter(loader_of(Faulty(), sampler=[0] * 4000, collate_fn=in_pieces, **kind))  # the end is far
     next(iterator)
     before = signal.getsignal(signal.SIGCHLD)
     raised: list[BaseException] = []
