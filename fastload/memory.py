@@ -16,7 +16,9 @@ import copy
 import gc
 import inspect
 import logging
+import math
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -173,10 +175,9 @@ def _fake(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _batch(shape: tuple[int, ...], dtype: torch.dtype, beside: Tensor | None) -> Tensor:
-    try:
-        return torch.empty(shape, dtype=dtype, device="cpu" if beside is None else beside.device)
-    except RuntimeError as error:
-        raise ValueError(f"a batch of shape {shape} has more bytes than can be counted ({error})") from None
+    if math.prod(shape) * dtype.itemsize > sys.maxsize:
+        raise ValueError(f"a batch of shape {shape}, {dtype}, has more bytes than can be counted")
+    return torch.empty(shape, dtype=dtype, device="cpu" if beside is None else beside.device)
 
 
 def _copy(model: nn.Module, fakes: dict[int, Any]) -> nn.Module:

@@ -448,6 +448,7 @@ def test_batch_norm_refuses_one_sample() -> None:
         ({"batch_size": 0}, "batch_size=0.*1 or more"),
         ({"batch_size": 2.0}, "batch_size=2.0"),
         ({"batch_size": 2**62}, "more bytes than can be counted"),
+        ({"input_shape": (10**20,)}, "more bytes than can be counted"),
         ({"optimizer": "adamm"}, "'adamm'.*adam, .*momentum.*None"),
         ({"optimizer": 3}, "optimizer=3"),
         ({"optimizer": torch.optim.Adam(mlp().parameters())}, "not the model's"),
