@@ -36,7 +36,7 @@ from .layout import Layout
 from .order import SampleRandom, mix64
 from .placeholders import VALID, ignored, placeholder
 from .store import Store
-from .stored_images import draw, name_of, sizes_of
+from .stored_images import check_plans, draw, name_of, sizes_of
 from .transforms import Compose, Normalize
 from .values import ImageType, as_targets, as_type, mask_as_type
 from .workers import context
@@ -126,13 +126,22 @@ class Reading:
             return
         channels, dtype = self._dataset.store.image_channels, self._dataset.store.image_dtype
         size = self._dataset.transform.output_size
-        sizes = [size or self._plans(place)[-1].output_size for place in range(len(self._todo))]
+        sizes = [size or self._planned_size(place) for place in range(len(self._todo))]
         if len(set(sizes)) == 1:
             shape = (len(sizes), *sizes[0], channels * dtype.itemsize)
             tensor, array = self._buffers.take(shape, context.memory)
             self._tensor, self._slots = tensor.view(getattr(torch, dtype.name)), array.view(dtype)
         else:
             self._slots = [np.empty((*size, channels), dtype) for size in sizes]
+
+    def _planned_size(self, place: int) -> Size:
+        """What memory is taken for: where plans ask for too much, which fails when they are carried out, one pixel."""
+        plans = self._plans(place)
+        try:
+            check_plans(self._dataset.store, plans)
+        except DecodeError:
+            return 1, 1
+        return plans[-1].output_size
 
     def _mask_slots(self) -> list[tuple[torch.Tensor | None, Any]]:
         """For each mask of the store a buffer for the batch, as `_take_slots` takes one for the pictures."""

@@ -17,7 +17,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -31,13 +31,16 @@ from .geometry import Box, Plan, Size, read_for, reduced_box, stored_box, uprigh
 from .jpeg import Pixels
 from .resize import resize
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 if hasattr(os, "register_at_fork"):
     # OpenCV's pool of threads is not forked: now and then its calls in the child waited for it for ever.
     os.register_at_fork(after_in_child=functools.partial(cv2.setNumThreads, 0))
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _TIFF = (b"II*\0", b"MM\0*")
-_LEFT_TO_PILLOW = (b"GIF8", *_TIFF)
+_BMP_BITS, _BITS_OF_FIVE_EACH = 28, 16
 _PIXELS_AT_ONCE = 1 << 20
 _WHITE_IS_ZERO, _PHOTOMETRIC_TAG = 0, 262
 _PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
@@ -224,18 +227,38 @@ def upright(field: record.Field) -> Values:
     return out
 
 
-def decode_other(data: bytes | memoryview, shape: tuple[int, ...] | None = None) -> Pixels:
+def decode_other(data: bytes | memoryview, shape: tuple[int, ...]) -> Pixels:
     """Decode any other format to uint8 RGB, orientation ignored: alpha dropped, 16 bits cut to 8, a GIF's first frame.
 
     Raises:
-        DecodeError: it can't be decoded, or the picture is not of the `shape` that was expected.
+        DecodeError: it can't be decoded, or the picture is not of the `shape` that was expected. Its header is looked
+            at first: a few bytes can be a picture of any size.
     """
-    image = _decode_by_pillow(data) if bytes(data[:4]) in _LEFT_TO_PILLOW else None
+    from . import headers
+
+    with headers.opened(bytes(data)) as opened:
+        if opened.width * opened.height != shape[0] * shape[1]:
+            has = f"it has {opened.width} x {opened.height} pixels"
+            raise DecodeError(f"{has}, the record says {shape[1]} x {shape[0]}")
+        image = _decode_by_pillow(opened) if _is_left_to_pillow(opened, data) else None
     if image is None:
         image = _decode_by_opencv(data, _AS_STORED)
-    if shape is not None and image.shape != shape:
+    if image.shape != shape:
         raise DecodeError(f"it decodes to {image.shape[:2]} pixels, the record says {shape[:2]}")
     return image
+
+
+def _is_left_to_pillow(image: PIL.Image.Image, data: bytes | memoryview) -> bool:
+    """Whether OpenCV shows another picture.
+
+    It paints a GIF's transparent pixels, multiplies a TIFF's colours by alpha, doesn't spread a PNM's values or a BMP's
+    of 5 bits over 0 to 255, and shows an animated PNG's first frame where that is another picture than its own.
+    """
+    if image.format == "PNG":
+        return bool(getattr(image, "is_animated", False))
+    if image.format == "BMP":
+        return data[_BMP_BITS] == _BITS_OF_FIVE_EACH
+    return image.format in ("GIF", "TIFF", "PPM")
 
 
 def decode_deep(data: bytes) -> npt.NDArray[np.uint16]:
@@ -288,28 +311,22 @@ def _decode_by_opencv(data: bytes | memoryview, flags: int) -> npt.NDArray[Any]:
     return image
 
 
-def _decode_by_pillow(data: bytes | memoryview) -> Pixels | None:
-    """What OpenCV shows differently: it paints a GIF's transparent pixels, and multiplies a TIFF's colours by alpha.
-
-    None for kinds of TIFF (16 bits, say) that Pillow does not turn to RGB well.
-    """
-    import io
-
-    from PIL import Image
-
+def _decode_by_pillow(image: PIL.Image.Image) -> Pixels | None:
+    """None for kinds of TIFF (16 bits, say) that Pillow does not turn to RGB well."""
     try:
-        with Image.open(io.BytesIO(data), formats=("GIF", "TIFF")) as image:
-            return _as_rgb(image) if image.mode in _PILLOW_MODES else None
+        if image.format == "PPM" and image.mode == "I":  # 16 bits
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., np.newaxis], 3, axis=2)
+        return _as_rgb(image) if image.mode in _PILLOW_MODES else None
     except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
         raise DecodeError(f"damaged: {error}") from error
 
 
-def _as_rgb(image: Any) -> Pixels:
+def _as_rgb(image: PIL.Image.Image) -> Pixels:
     """A picture of Pillow's as RGB, some rows at a time: at once it would be in memory four times."""
     image.load()
     out = np.empty((image.height, image.width, 3), np.uint8)
     for rows in _bands(out.shape):
-        out[rows] = image.crop((0, rows.start, image.width, rows.stop)).convert("RGB")
+        out[rows] = np.asarray(image.crop((0, rows.start, image.width, rows.stop)).convert("RGB"))
     return out
 
 

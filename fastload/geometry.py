@@ -84,6 +84,15 @@ class Plan(NamedTuple):
         """(height, width) of the picture that comes out."""
         return self.size if self.window is None else (self.window.height, self.window.width)
 
+    @property
+    def most_pixels(self) -> int:
+        """How many pixels the largest picture has that is made on the way: of a resize, all up to the window's end."""
+        if self.window is None:
+            return self.size[0] * self.size[1]
+        below, right = self.window.ends
+        up_to_its_end = max(0, min(below, self.size[0])) * max(0, min(right, self.size[1]))
+        return max(up_to_its_end, self.window.height * self.window.width)
+
     def cropped(self, box: Box) -> Plan | None:
         """This plan with its output cropped to `box`, or None if that takes a second pass.
 

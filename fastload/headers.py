@@ -1,19 +1,40 @@
 """A stranger's image file in Pillow's hands: what kind of file it is, and its header in bounded time.
 
 Pillow's parsers are Python, and go on as long as a file does: a header of 20 MB of comments, a byte at a time, takes a
-minute. Here they may read half a million times.
+minute. Here they may read half a million times. `Image.open` is not used: it refuses images beyond a limit of its own,
+which is the whole process's, and not ours to change.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from . import jpeg
 from .errors import DecodeError
 
-FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
+_PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    BmpImagePlugin.BmpImageFile,
+    PpmImagePlugin.PpmImageFile,
+    WebPImagePlugin.WebPImageFile,
+    TiffImagePlugin.TiffImageFile,
+    GifImagePlugin.GifImageFile,
+)
+FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 _MAX_READS = 1 << 19
 _OWN_BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
@@ -59,7 +80,14 @@ def read(data: bytes) -> Image.Image:
     """An image whose header Pillow has read; to be closed. It raises whatever Pillow does, and DecodeError."""
     if data.startswith(b"\xff\xd8"):
         jpeg.check_markers(data)
-    return Image.open(_Reads(data), formats=FORMATS)
+    for name in FORMATS:
+        read_header, accepts = Image.OPEN[name]
+        try:
+            if accepts is not None and accepts(data[:16]) is True:
+                return read_header(_Reads(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            raise UnidentifiedImageError(f"its header makes no sense: {error}") from error
+    raise UnidentifiedImageError("it begins as no image does")
 
 
 def opened(data: bytes) -> Image.Image:

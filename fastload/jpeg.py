@@ -24,6 +24,7 @@ Pixels = npt.NDArray[np.uint8]
 """uint8, height x width x 3, RGB; x 1 where it says grey."""
 
 MAX_SCANS = 100
+_LONGEST_SIDE = 65_500  # libjpeg's
 MAX_EXIF_SEGMENTS = 16
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # none of those that stand alone, but for the end
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
@@ -215,11 +216,17 @@ def encode(pixels: Pixels, quality: int) -> bytes:
     """Encode uint8 RGB pixels (height, width, 3) as a baseline JPEG with 4:2:0 chroma.
 
     quality: 1 to 100.
+
+    Raises:
+        DecodeError: there are no JPEGs of that size.
     """
     import simplejpeg
 
     if not 1 <= quality <= 100:
         raise ValueError(f"quality is {quality}; it may be 1 to 100")
+    if max(pixels.shape[:2]) > _LONGEST_SIDE:
+        height, width = pixels.shape[:2]
+        raise DecodeError(f"{width} x {height} pixels are too many for a JPEG, whose sides have up to {_LONGEST_SIDE}")
     encoded: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="420"
     )

@@ -48,8 +48,8 @@ _SUSPICIONS = {
     "SIGBUS": " (was a store overwritten or cut while it was open? if not, shared memory may have run out)",
 }
 _TOO_MANY_FILES = (
-    "DataLoader can't take another batch of its workers: too many files are open, and a batch in shared memory is one "
-    'per tensor. Raise the limit (ulimit -n 4096), keep fewer batches, or use worker_type="thread"'
+    "DataLoader can't pass another batch on: too many files are open, and a batch in shared memory is one per tensor. "
+    'Raise the limit (ulimit -n 4096), keep fewer batches, or use worker_type="thread"'
 )
 _WATCH_SECONDS = 1.0  # between two looks whether the main program still runs
 _LOOK_SECONDS = 0.1  # between two looks for dead workers, where nothing wakes up who waits
@@ -487,6 +487,8 @@ def _report(results: Any, worker: int, error: Exception, item: Any) -> None:
     number, what = item
     if isinstance(what, ExceptionWrapper):
         text = f"{what.exc_msg}\n{what.exc_type.__name__} can't be pickled ({error}), so it comes as a RuntimeError"
+    elif getattr(error, "errno", None) == errno.EMFILE:
+        text = _TOO_MANY_FILES
     else:
         text = (
             f"a batch can't be sent from DataLoader worker process {worker}: {error}. Return tensors, arrays, numbers, "

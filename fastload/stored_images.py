@@ -14,9 +14,12 @@ import numpy.typing as npt
 from . import decode, record
 from .blocks import Values
 from .cache import ImageCache
-from .errors import ColumnError, FastloadError, StoreError
+from .errors import ColumnError, DecodeError, FastloadError, StoreError
 from .geometry import Plan, Size, upright_size
 from .store import Store
+
+_MADE = 1 << 26
+"""Pixels that a transform may make of an image, whatever `max_pixels` says of the image."""
 
 
 def sizes_of(store: Store, indices: npt.NDArray[np.int64]) -> list[Size]:
@@ -29,6 +32,22 @@ def sizes_of(store: Store, indices: npt.NDArray[np.int64]) -> list[Size]:
         raise ColumnError(f"{store.path}: column 'size' has images without pixels; the store is damaged")
     sizes[areas > store.max_pixels] = 1
     return [(height, width) for height, width in sizes.tolist()]
+
+
+def check_plans(store: Store, plans: list[Plan]) -> None:
+    """See to it that pictures aren't made larger than images may be. A thin one, resized by its shorter side, can grow
+    a thousandfold.
+
+    Raises:
+        DecodeError: one would be.
+    """
+    limit = max(store.max_pixels, _MADE)
+    for plan in plans:
+        if plan.most_pixels > limit:
+            raise DecodeError(
+                f"the transform makes {plan.most_pixels} pixels of {plan.box.width} x {plan.box.height}, more than the "
+                f"limit of {limit}; max_pixels= raises it"
+            )
 
 
 def stored_image(store: Store, index: int, size: Size) -> Values | record.Field:
@@ -60,8 +79,9 @@ def draw(
 
     Raises:
         StoreError: it has another size.
-        ChecksumError, DecodeError: it is damaged.
+        ChecksumError, DecodeError: it is damaged, or `plans` make too much of it.
     """
+    check_plans(store, plans)
     image: Values | record.Field | None = None
     if "image" in store.columns:
         image = _raw_image(store, index, size)

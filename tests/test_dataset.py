@@ -1009,6 +1009,22 @@ def test_images_beyond_max_pixels_are_bad_samples(store_path: Path, transform: A
             ImageDataset(store_path, max_pixels=wrong)
 
 
+@pytest.mark.parametrize("transform", [Resize(256), Compose([Resize(256), CenterCrop(224)])])
+def test_transforms_that_make_too_much_of_an_image(tmp_path: Path, transform: Any) -> None:
+    """A line of pixels that is resized by its shorter side would be some gigabytes: that sample can't be had."""
+    (tmp_path / "images").mkdir()
+    for name, size in (("column", (1, 20_000)), ("line", (20_000, 1)), ("sound", (30, 20))):
+        Image.new("RGB", size).save(tmp_path / "images" / f"{name}.png")
+    fastload.pack(tmp_path / "images", tmp_path / "db.lmdb")
+    dataset = ImageDataset(tmp_path / "db.lmdb", transform)
+    assert [dataset[index][1] for index in range(3)] == [-100, -100, -1]
+    reason = r"the transform makes \d+ pixels of (1 x 20000|20000 x 1), more than the limit of 268435456; max_pixels= "
+    assert all(re.match(reason, dataset.failures[index]) for index in range(2))
+    assert 2 not in dataset.failures
+    with pytest.raises(DecodeError, match=reason):
+        ImageDataset(tmp_path / "db.lmdb", transform, on_error="raise")[0]
+
+
 @pytest.mark.parametrize("size", [(16, 0), (0, 16), (0, 0)])
 def test_a_column_of_sizes_with_zeros_is_damaged(store_path: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     """No plan can be made for such an image; the error is one of the store, not of the arithmetic."""

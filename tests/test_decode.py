@@ -194,7 +194,7 @@ def test_alpha_is_dropped() -> None:
     alpha = np.arange(600, dtype=np.uint8).reshape(20, 30, 1)
     file = io.BytesIO()
     Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(file, "PNG")
-    assert np.array_equal(decode.decode_other(file.getvalue()), colours)
+    assert np.array_equal(decode.decode_other(file.getvalue(), colours.shape), colours)
 
 
 def test_sixteen_bits_are_cut_to_eight() -> None:
@@ -202,7 +202,7 @@ def test_sixteen_bits_are_cut_to_eight() -> None:
     deep = np.random.default_rng(0).integers(0, 1 << 16, (20, 30, 3), dtype=np.uint16)
     done, data = cv2.imencode(".png", deep[:, :, ::-1])
     assert done
-    assert np.array_equal(decode.decode_other(data.tobytes()), (deep >> 8).astype(np.uint8))
+    assert np.array_equal(decode.decode_other(data.tobytes(), deep.shape), (deep >> 8).astype(np.uint8))
 
 
 def test_cmyk_is_read() -> None:
@@ -223,15 +223,54 @@ def test_orientation_in_the_file_is_ignored() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(50)])
 def test_unreadable_bytes_are_a_decode_error(data: bytes) -> None:
-    """What OpenCV can't read is named so."""
-    with pytest.raises(DecodeError, match="OpenCV can't decode it"):
-        decode.decode_other(data)
+    """Said by what they are, or begin as."""
+    with pytest.raises(DecodeError, match=r"not an image|begins as a PNG does, but its header is damaged"):
+        decode.decode_other(data, (1, 1, 3))
 
 
 def test_another_shape_is_a_decode_error() -> None:
     """An image of another size than expected says both sizes."""
     with pytest.raises(DecodeError, match=r"\(20, 30\) pixels, the record says \(30, 20\)"):
         decode.decode_other(saved(picture(20, 30), "PNG"), (30, 20, 3))
+    with pytest.raises(DecodeError, match="it has 30 x 20 pixels, the record says 30 x 21"):
+        decode.decode_other(saved(picture(20, 30), "PNG"), (21, 30, 3))
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"])
+def test_a_payload_of_another_size_is_not_decoded(format: str) -> None:
+    """Its header is enough: a few bytes can be a picture of any size."""
+    data = saved(np.zeros((4000, 4000, 3), np.uint8), format)
+    with pytest.raises(DecodeError, match="it has 4000 x 4000 pixels, the record says 40 x 30"):
+        decode.decode_other(data, (30, 40, 3))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 15, 63, 127, 200, 255, 1000, 65535])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_values_of_pnm_are_spread(most: int, channels: int) -> None:
+    """A binary PGM or PPM says what white is."""
+    values = np.linspace(0, most, 30 * channels).astype(np.uint16).reshape(5, 6, channels)
+    header = b"P%d 6 5 %d\n" % (5 if channels == 1 else 6, most)
+    found = decode.decode_other(header + values.astype(">u2" if most > 255 else "u1").tobytes(), (5, 6, 3))
+    assert np.abs(found - values * (255 / most)).max() <= 1
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_png_s_own_picture_is_shown_not_its_animation(frames: int) -> None:
+    """As every viewer that knows no animation does."""
+    own, *others = (Image.fromarray(picture(20, 30, seed)) for seed in range(frames + 1))
+    file = io.BytesIO()
+    own.save(file, "PNG", save_all=True, append_images=others, default_image=True)
+    assert np.array_equal(decode.decode_other(file.getvalue(), (20, 30, 3)), own)
+
+
+def test_a_bmp_of_five_bits_is_spread() -> None:
+    """White is 255."""
+    pixels = b"".join(v.to_bytes(2, "little") for v in (0x7FFF, 0, 0x7C00, 0x001F))
+    head = struct.pack("<2sIHHI", b"BM", 54 + 8, 0, 0, 54) + struct.pack(
+        "<IiiHHIIiiII", 40, 4, 1, 1, 16, 0, 8, 0, 0, 0, 0
+    )
+    found = decode.decode_other(head + pixels, (1, 4, 3))
+    assert found.tolist() == [[[255, 255, 255], [0, 0, 0], [255, 0, 0], [0, 0, 255]]]
 
 
 # --- upright

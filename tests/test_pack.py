@@ -1300,6 +1300,18 @@ def test_progress_counts_every_item_once(tmp_path: Path, many: Path) -> None:
     assert Store(tmp_path / "1.lmdb").manifest["digest"] == Store(tmp_path / "3.lmdb").manifest["digest"]
 
 
+@pytest.mark.parametrize("options", [{"encode": "jpeg"}, {"quality": 80}, {"max_side": 69_000}])
+def test_what_no_jpeg_can_hold_is_left_out(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Its sides are too long; the others are packed."""
+    wide = saved(np.zeros((3, 70_000, 3), np.uint8), "PNG")
+    source = folder_of(tmp_path / "images", {"wide.png": wide, "ok.png": saved(picture(20, 30), "PNG")})
+    report = pack(source, tmp_path / "db.lmdb", **options)
+    assert (report.samples, report.quarantined) == (1, 1)
+    (entry,) = Store(tmp_path / "db.lmdb").quarantine()
+    assert entry["name"] == "wide.png"
+    assert "pixels are too many for a JPEG, whose sides have up to 65500" in entry["reason"]
+
+
 def test_a_full_disk_is_said_and_the_same_command_finishes_later(tmp_path: Path) -> None:
     """PackError with the next step, no final name; with more space the same call gives the whole store."""
     source = folder_of(tmp_path / "images", {f"{i}.bmp": saved(picture(200, 300, i), "BMP") for i in range(20)})
