@@ -258,6 +258,8 @@ class ProcessIterator(_MultiProcessingDataLoaderIter, PassIterator):
         timed_out = words[0].startswith("DataLoader timed out")
         if getattr(error, "errno", None) == errno.EMFILE or "ancdata" in words[0]:  # a message without its descriptors
             words = [_TOO_MANY_FILES]
+        elif dying and isinstance(error, EOFError | ConnectionError):
+            words = ["DataLoader lost what a worker was sending"]
         elif not words[0].startswith(("DataLoader", "Pin memory")):
             words = [f"What a DataLoader worker sent can't be received: {type(error).__name__}: {words[0]}"]
         for number, worker in enumerate(self._workers):
