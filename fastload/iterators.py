@@ -20,7 +20,7 @@ from .batch import collate
 from .orders import State
 from .passes import Pass, Ticket
 from .worker_info import hidden_worker_info
-from .workers import context
+from .workers import context, fork_gate
 
 
 class PassIterator(_BaseDataLoaderIter):
@@ -124,7 +124,8 @@ class SingleIterator(_SingleProcessDataLoaderIter, PassIterator):
     def _next_data(self) -> Any:
         outer = context.epoch, context.draws
         try:
-            data = super()._next_data()  # type: ignore[no-untyped-call]  # torch's
+            with fork_gate:  # in a prefetcher's thread, say
+                data = super()._next_data()  # type: ignore[no-untyped-call]  # torch's
         except Exception as error:
             if not isinstance(error, StopIteration):  # a batch that fails is behind the user, as with workers
                 self._took(self._sampler_iter.number)

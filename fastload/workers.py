@@ -134,7 +134,7 @@ _Queue = queue.SimpleQueue[tuple[Task[Any], int] | None]
 
 
 class _ForkGate:
-    """Lets the process be forked only while no thread of a crew is at work.
+    """Lets the process be forked only while no thread is at work that reads samples: those of crews, and prefetchers'.
 
     One that is in the middle of a cache, of a library or of the user's code may hold a lock there. The child has a copy
     of it, which nobody ever releases. A thread that stays at work for longer than `PATIENCE` is not waited for.
@@ -142,20 +142,24 @@ class _ForkGate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._at_work: set[int] = set()
+        self._at_work: dict[int, int] = {}  # how often each thread has entered
         self._forking = 0
         self._held_by: int | None = None
 
     def __enter__(self) -> None:
+        me = threading.get_ident()
         with self._changed:
-            while self._forking:
+            while self._forking and me not in self._at_work:
                 self._changed.wait()
-            self._at_work.add(threading.get_ident())
+            self._at_work[me] = self._at_work.get(me, 0) + 1
 
     def __exit__(self, *_: object) -> None:
+        me = threading.get_ident()
         with self._changed:
-            self._at_work.discard(threading.get_ident())
-            if self._forking:
+            left = self._at_work.pop(me, 0) - 1  # 0 - 1 in a child that was forked at work
+            if left > 0:
+                self._at_work[me] = left
+            elif self._forking:
                 self._changed.notify_all()
 
     def before_fork(self) -> None:
@@ -164,7 +168,7 @@ class _ForkGate:
         self._changed.acquire()
         self._forking, self._held_by = self._forking + 1, me
         try:
-            self._changed.wait_for(lambda: not self._at_work - {me}, PATIENCE)
+            self._changed.wait_for(lambda: not self._at_work.keys() - {me}, PATIENCE)
         finally:
             self._held_by = me  # in the meantime it may have been another's that forks
 
@@ -180,9 +184,10 @@ class _ForkGate:
         _ForkGate.__init__(self)
 
 
-_gate = _ForkGate()
+fork_gate = _ForkGate()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_gate.before_fork, after_in_parent=_gate.after_fork, after_in_child=_gate.in_child)
+    _hooks = {"after_in_parent": fork_gate.after_fork, "after_in_child": fork_gate.in_child}
+    os.register_at_fork(before=fork_gate.before_fork, **_hooks)
 
 
 def _work(tasks: _Queue, start: Callable[[], None] | None, stopped: threading.Event) -> None:
@@ -196,7 +201,7 @@ def _work(tasks: _Queue, start: Callable[[], None] | None, stopped: threading.Ev
             again = f"{threading.current_thread().name} did not start: {type(error).__name__}: {error}"
     while (work := tasks.get()) is not None and not stopped.is_set():
         task, part = work
-        with _gate:
+        with fork_gate:
             task.run(part, failed or (RuntimeError(again) if again else None))
         del task, work
         failed = None  # raised once: its traceback will hold the consumer, which must not be held by its own threads

@@ -23,9 +23,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
+from fastload import DataLoader, DevicePrefetcher
 from fastload.buffers import BatchBuffers, scratch
-from fastload.workers import Crew, OrderedJobs, Task, context, ordered_map
+from fastload.workers import Crew, OrderedJobs, Task, context, fork_gate, ordered_map
 
 NAME = "fastload-test"
 
@@ -763,6 +765,43 @@ def test_no_thread_is_at_work_when_the_process_is_forked() -> None:
     finally:
         wanted.set()
         consumer.join()
+
+
+class Locking(Dataset[int]):
+    """Reading a sample takes a lock, as caches and libraries do."""
+
+    def __init__(self) -> None:
+        self.lock, self.read = threading.Lock(), 0
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> int:
+        with fork_gate:  # a loader in a dataset enters it once more
+            pass
+        with self.lock:
+            time.sleep(0.0005)
+            self.read += 1
+        return index
+
+
+@fork_only
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_prefetcher_reads_when_the_process_is_forked(workers: int) -> None:
+    """Without workers it is the prefetcher's own thread that reads."""
+    dataset = Locking()
+    batches = iter(DevicePrefetcher(DataLoader(dataset, 2, num_workers=workers, worker_type="thread"), "cpu"))
+    for _ in range(60):
+        before = dataset.read
+        next(batches)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(int(dataset.lock.locked()))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        next(batches)
+        assert dataset.read > before
+    batches.close()
 
 
 @fork_only
