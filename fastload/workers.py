@@ -137,11 +137,13 @@ class _ForkGate:
     """Lets the process be forked only while no thread is at work that reads samples: those of crews, and prefetchers'.
 
     One that is in the middle of a cache, of a library or of the user's code may hold a lock there. The child has a copy
-    of it, which nobody ever releases. A thread that stays at work for longer than `PATIENCE` is not waited for.
+    of it, which nobody ever releases. A thread that stays at work for longer than `PATIENCE` is not waited for. One
+    that has ended for Python has not for the system: OpenCV takes a lock when a thread goes, and so it has to be gone.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
+        self._native: set[int] = set()  # the system's numbers of threads that have entered
         self._at_work: dict[int, int] = {}  # how often each thread has entered
         self._forking = 0
         self._held_by: int | None = None
@@ -152,6 +154,7 @@ class _ForkGate:
             while self._forking and me not in self._at_work:
                 self._changed.wait()
             self._at_work[me] = self._at_work.get(me, 0) + 1
+            self._native.add(threading.get_native_id())
 
     def __exit__(self, *_: object) -> None:
         me = threading.get_ident()
@@ -169,8 +172,17 @@ class _ForkGate:
         self._forking, self._held_by = self._forking + 1, me
         try:
             self._changed.wait_for(lambda: not self._at_work.keys() - {me}, PATIENCE)
+            self._wait_for_the_ending()
         finally:
             self._held_by = me  # in the meantime it may have been another's that forks
+
+    def _wait_for_the_ending(self) -> None:
+        alive = {thread.native_id for thread in threading.enumerate()}
+        deadline = time.monotonic() + PATIENCE
+        for ending in [native for native in self._native if native not in alive]:
+            while os.path.exists(f"/proc/self/task/{ending}") and time.monotonic() < deadline:  # Linux
+                time.sleep(0.0001)
+            self._native.discard(ending)
 
     def after_fork(self) -> None:
         """Let them go on."""
