@@ -305,6 +305,8 @@ def test_persistent_workers_stay(kind: Any) -> None:
     assert all(worker.is_alive() for worker in workers)
     del loader, prefetcher
     gc.collect()
+    for worker in workers:  # they are told to end, and not waited for
+        worker.join(20)
     assert not any(worker.is_alive() for worker in workers)
 
 
