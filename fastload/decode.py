@@ -40,7 +40,7 @@ if hasattr(os, "register_at_fork"):
 
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _TIFF = (b"II*\0", b"MM\0*")
-_BMP_BITS, _BITS_OF_FIVE_EACH = 28, 16
+_BMP_BITS, _BITS_OF_FIVE_EACH = 28, b"\x10"
 _PIXELS_AT_ONCE = 1 << 20
 _WHITE_IS_ZERO, _PHOTOMETRIC_TAG = 0, 262
 _PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
@@ -257,7 +257,7 @@ def _is_left_to_pillow(image: PIL.Image.Image, data: bytes | memoryview) -> bool
     if image.format == "PNG":
         return bool(getattr(image, "is_animated", False))
     if image.format == "BMP":
-        return data[_BMP_BITS] == _BITS_OF_FIVE_EACH
+        return bytes(data[_BMP_BITS : _BMP_BITS + 1]) == _BITS_OF_FIVE_EACH
     return image.format in ("GIF", "TIFF", "PPM")
 
 

@@ -35,8 +35,9 @@ def sizes_of(store: Store, indices: npt.NDArray[np.int64]) -> list[Size]:
 
 
 def check_plans(store: Store, plans: list[Plan]) -> None:
-    """See to it that pictures aren't made larger than images may be. A thin one, resized by its shorter side, can grow
-    a thousandfold.
+    """See to it that pictures aren't made larger than images may be.
+
+    A thin one that is resized by its shorter side can grow a thousandfold.
 
     Raises:
         DecodeError: one would be.

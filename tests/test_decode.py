@@ -263,6 +263,14 @@ def test_a_png_s_own_picture_is_shown_not_its_animation(frames: int) -> None:
     assert np.array_equal(decode.decode_other(file.getvalue(), (20, 30, 3)), own)
 
 
+@pytest.mark.parametrize("length", range(26, 30))
+def test_a_bmp_that_ends_with_its_header_is_a_decode_error(length: int) -> None:
+    """The oldest kind has a header that is shorter than the place where others tell their bits."""
+    data = struct.pack("<2sIHHIIHHHH", b"BM", 30, 0, 0, 26, 12, 1, 1, 1, 24) + bytes(3)
+    with pytest.raises(DecodeError):
+        decode.decode_other(data[:length], (1, 1, 3))
+
+
 def test_a_bmp_of_five_bits_is_spread() -> None:
     """White is 255."""
     pixels = b"".join(v.to_bytes(2, "little") for v in (0x7FFF, 0, 0x7C00, 0x001F))
